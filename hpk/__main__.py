@@ -1,0 +1,5 @@
+import sys
+
+from hpk import cli
+
+sys.exit(cli.main())

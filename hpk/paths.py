@@ -1,0 +1,175 @@
+"""Every path below the state directory, in one place. docs/state-directory.md tells what each file is for.
+
+Nothing here touches the disk, except ``state_dir()`` which asks the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+#: Format of the state directory, in the file ``version``. Raised when an older HPK could misread what a newer one wrote.
+STATE_VERSION = 1
+
+#: Settings of the site's administrators, read before the user's own; every key of hpk.yaml is allowed.
+SITE_CONFIG = "/etc/hpk/hpk.yaml"
+
+
+def state_dir() -> str:
+    """``$HPK_HOME``, or ``~/.hpk``. Absolute, since it goes into job scripts."""
+    return os.path.abspath(os.environ.get("HPK_HOME") or os.path.join(os.path.expanduser("~"), ".hpk"))
+
+
+@dataclasses.dataclass(frozen=True)
+class PodDir:
+    """The folder of one Pod: all that its job needs and all that it leaves. Mode 0700."""
+
+    root: str
+
+    @property
+    def plan(self) -> str:
+        """What the supervisor does (records.py: plan)."""
+        return os.path.join(self.root, "plan.json")
+
+    @property
+    def script(self) -> str:
+        """The job script, as given to sbatch."""
+        return os.path.join(self.root, "job.sh")
+
+    @property
+    def output(self) -> str:
+        """Standard output and error of the batch script: the supervisor's own words."""
+        return os.path.join(self.root, "slurm.out")
+
+    @property
+    def submission(self) -> str:
+        """What the kubelet knows of the Slurm job (records.py: submission)."""
+        return os.path.join(self.root, "submission.json")
+
+    @property
+    def status(self) -> str:
+        """The supervisor's last report (records.py: report)."""
+        return os.path.join(self.root, "status.json")
+
+    @property
+    def token(self) -> str:
+        """Secret with which the supervisor proves to the kubelet that it is this Pod's."""
+        return os.path.join(self.root, "channel.token")
+
+    @property
+    def etc(self) -> str:
+        """hosts, resolv.conf, hostname, passwd and group files that are bound into the containers."""
+        return os.path.join(self.root, "etc")
+
+    def env(self, container: str) -> str:
+        """Environment of a container, sourced by its function in the script. Holds Secrets."""
+        return os.path.join(self.root, "env", f"{container}.sh")
+
+    def volume(self, name: str) -> str:
+        return os.path.join(self.root, "volumes", name)
+
+    def container(self, name: str) -> str:
+        """Folder of one container: logs, writable layer when it has no node-local place, termination message."""
+        return os.path.join(self.root, "containers", name)
+
+    def log(self, container: str, restart: int) -> str:
+        """CRI-format log of the container's ``restart``-th instance, counted from 0 (as /var/log/pods/.../N.log)."""
+        return os.path.join(self.container(container), f"{restart}.log")
+
+    def termination_message(self, container: str) -> str:
+        return os.path.join(self.container(container), "termination-log")
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Paths below one state directory."""
+
+    root: str
+
+    @classmethod
+    def default(cls) -> Paths:
+        return cls(state_dir())
+
+    def _join(self, *parts: str) -> str:
+        return os.path.join(self.root, *parts)
+
+    @property
+    def version(self) -> str:
+        return self._join("version")
+
+    @property
+    def config(self) -> str:
+        return self._join("hpk.yaml")
+
+    @property
+    def kubeconfig(self) -> str:
+        """The user's own kubeconfig (cluster admin), written when the cluster is ready."""
+        return self._join("kubeconfig")
+
+    @property
+    def lock(self) -> str:
+        """Owner and lease of the control plane that may write here."""
+        return self._join("lock")
+
+    @property
+    def pki(self) -> str:
+        return self._join("pki")
+
+    @property
+    def ca_cert(self) -> str:
+        return self._join("pki", "ca.crt")
+
+    def component_kubeconfig(self, component: str) -> str:
+        """Kubeconfig of ``admin``, ``kubelet``, ``scheduler``, ``kube-controller-manager``."""
+        return self._join("kubeconfigs", f"{component}.kubeconfig")
+
+    @property
+    def etcd(self) -> str:
+        return self._join("etcd")
+
+    @property
+    def logs(self) -> str:
+        return self._join("logs")
+
+    def log(self, component: str) -> str:
+        return self._join("logs", f"{component}.log")
+
+    @property
+    def run(self) -> str:
+        """Facts of the present run: who listens where. Rewritten by each start."""
+        return self._join("run")
+
+    @property
+    def kubelet_endpoint(self) -> str:
+        """Where supervisors find the kubelet: {"address", "port", "serverName"} (records.py: endpoint)."""
+        return self._join("run", "kubelet.json")
+
+    @property
+    def cluster_run(self) -> str:
+        """The present control plane: {"jobID", "host", "address", "apiServer", "pid", "startedAt", "ready"}."""
+        return self._join("run", "cluster.json")
+
+    @property
+    def bin(self) -> str:
+        return self._join("bin")
+
+    @property
+    def images(self) -> str:
+        return self._join("images")
+
+    @property
+    def control_plane_image(self) -> str:
+        return self._join("images", "control-plane.sif")
+
+    @property
+    def pods(self) -> str:
+        return self._join("pods")
+
+    @property
+    def slurm(self) -> str:
+        """The private Slurm of ``hpk slurm up``, one folder per host name."""
+        return self._join("slurm")
+
+    def pod(self, namespace: str, name: str, uid: str) -> PodDir:
+        """Folder of a Pod. A name may have 253 characters and a file name 255, so long names are cut: the UID makes it unique."""
+        return PodDir(self._join("pods", f"{namespace}_{name}"[:200] + f"_{uid}"))

@@ -1,0 +1,144 @@
+"""The only place of HPK that starts processes (the in-job supervisor has its own, standard library only).
+
+Always an argv list, never a shell string. The environment is given or the caller's own; output is captured as text.
+A failure carries a line that can be pasted into a shell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from hpk import errors
+
+#: Longest piece of a program's own words that goes into one of our messages.
+MAX_OUTPUT = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Completed:
+    """A program that ended: ``returncode`` is negative for a signal, as in subprocess."""
+
+    argv: list[str]
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def check(self) -> Completed:
+        """Return self, or raise ProcessError when the program failed."""
+        if self.returncode != 0:
+            raise failure(self.argv, self.returncode, self.stdout, self.stderr)
+        return self
+
+
+def failure(argv: Sequence[str], returncode: int | None, stdout: str = "", stderr: str = "") -> errors.ProcessError:
+    """Describe a failed program: how it ended, its last words, and a command line to try again by hand."""
+    name = os.path.basename(argv[0])
+    if returncode is None:
+        how = "did not answer in time"
+    elif returncode < 0:
+        how = f"was killed by {signal.Signals(-returncode).name}"
+    else:
+        how = f"failed with exit code {returncode}"
+    words = " ".join((stderr.strip() or stdout.strip()).split())[-MAX_OUTPUT:]
+    return errors.ProcessError(
+        f"{name} {how}" + (f": {words}" if words else ""),
+        argv=list(argv),
+        returncode=returncode,
+        stdout=stdout,
+        stderr=stderr,
+        hint=f"command: {shlex.join(argv)[:MAX_OUTPUT]}",
+    )
+
+
+def find(*names: str, hint: str | None = None) -> str:
+    """Return the path of the first of ``names`` that is on PATH; raise MissingTool when none is."""
+    for name in names:
+        path = shutil.which(name)
+        if path:
+            return path
+    raise errors.MissingTool(
+        f"{' or '.join(names)} not found on PATH", hint=hint or "install it, load its module, or add its folder to PATH"
+    )
+
+
+def container_runtime() -> str:
+    """Return the path of apptainer or singularity."""
+    return find(
+        "apptainer",
+        "singularity",
+        hint="load the site's module (for example `module load apptainer`) or ask the administrators for Apptainer",
+    )
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    input: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    timeout: float | None = None,
+) -> Completed:
+    """Run ``argv`` to its end and return what it said.
+
+    ``timeout`` in seconds; when it passes the program is killed and ProcessError raised.
+    """
+    try:
+        done = subprocess.run(
+            list(argv),
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            env=env,
+            cwd=cwd,
+            timeout=timeout,
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError as exc:
+        raise errors.MissingTool(f"{argv[0]} not found on PATH", hint="install it, load its module, or add its folder to PATH") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise failure(argv, None) from exc
+    return Completed(list(argv), done.returncode, done.stdout, done.stderr)
+
+
+async def arun(
+    argv: Sequence[str],
+    *,
+    input: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    timeout: float | None = None,
+) -> Completed:
+    """run() for asyncio. A cancelled call kills the program."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL if input is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=env,
+            cwd=cwd,
+        )
+    except FileNotFoundError as exc:
+        raise errors.MissingTool(f"{argv[0]} not found on PATH", hint="install it, load its module, or add its folder to PATH") from exc
+    try:
+        out, err = await asyncio.wait_for(process.communicate(None if input is None else input.encode()), timeout)
+    except BaseException as exc:
+        if process.returncode is None:
+            try:
+                process.kill()
+            except ProcessLookupError:
+                pass  # it ended just now
+            await process.wait()
+        if isinstance(exc, (asyncio.TimeoutError, TimeoutError)):
+            raise failure(argv, None) from exc
+        raise
+    assert process.returncode is not None
+    return Completed(list(argv), process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
