@@ -3,8 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from typing import Any
+
+#: Values that only the job knows stand in the plan as texts between two Unicode noncharacters, which nobody's YAML can mean.
+#: The job script replaces them by the variables of these names (shell_quote), the supervisor by its own values.
+POD_IP = "\ufdd0POD_IP\ufdd1"
+HOST_IP = "\ufdd0HOST_IP\ufdd1"
+#: Private folder of the job on node-local disk, removed when the job ends: emptyDir volumes, writable layers.
+SCRATCH = "\ufdd0SCRATCH\ufdd1"
+#: Private folder of the job in memory (below /dev/shm): emptyDir with medium Memory.
+SHM = "\ufdd0SHM\ufdd1"
+
+VARIABLES: Mapping[str, str] = {POD_IP: "HPK_POD_IP", HOST_IP: "HPK_HOST_IP", SCRATCH: "HPK_SCRATCH", SHM: "HPK_SHM"}
+
+
+def shell_quote(word: str) -> str:
+    """Quote ``word`` for a shell: everything is literal, except the values above, which become ``"${HPK_...}"``."""
+    quoted = shlex.quote(word)
+    for sentinel, variable in VARIABLES.items():
+        quoted = quoted.replace(sentinel, f"'\"${{{variable}}}\"'")
+    return quoted
+
+
+@dataclasses.dataclass(frozen=True)
+class JobVolume:
+    """Something that is made or checked on the compute node before the first container starts.
+
+    ``kind``: ``emptyDir`` (folder ``path``), ``hostPath`` (check or create ``path`` by ``type``), ``subPath`` (folder ``sub_path``
+    below ``base``, never through a link that leaves it), ``hosts`` (file ``path`` with ``content``, the node's own file after it
+    when ``node_hosts``).
+    """
+
+    kind: str
+    name: str
+    path: str = ""
+    type: str = ""
+    medium: str = ""
+    size_limit: int | None = None
+    """Bytes."""
+    mode: int = 0o777
+    base: str = ""
+    sub_path: str = ""
+    content: str = ""
+    node_hosts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +134,7 @@ class PodPlan:
     job: SlurmJob
     containers: tuple[ContainerPlan, ...]
     init_containers: tuple[ContainerPlan, ...] = ()
+    job_volumes: tuple[JobVolume, ...] = ()
     hostname: str = ""
     namespaces: tuple[str, ...] = ("user", "ipc", "uts")
     """Namespaces of the sandbox (records.py: plan)."""
