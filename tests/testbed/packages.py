@@ -1,0 +1,57 @@
+"""What the machine needs: Debian packages, Apptainer, devices. Quick when all is there."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from tests.testbed import apptainer, commands
+
+#: What for: Slurm and its accounting; Apptainer's helpers; the registry and making of images; namespaces and networks; hpk itself.
+_PACKAGES = (
+    *("slurmctld", "slurmd", "slurm-client", "slurmdbd", "munge", "mariadb-server"),
+    *("squashfuse", "fuse-overlayfs", "squashfs-tools", "uidmap", "patchelf", "libseccomp2", "libsubid4"),
+    *("docker-registry", "skopeo", "umoci", "mmdebstrap", "busybox-static"),
+    *("iproute2", "nftables", "slirp4netns", "iputils-ping", "util-linux", "coreutils", "passwd"),
+    *("python3", "python3-venv", "shellcheck"),
+)
+_POLICY = "/usr/sbin/policy-rc.d"
+
+
+def ensure() -> None:
+    """Install what is missing. Raises TestbedError when apt fails."""
+    missing = _missing()
+    if missing:
+        commands.say(f"installing {' '.join(missing)}")
+        commands.run(["apt-get", "update", "-q"], timeout=600)
+        _install(missing)
+    apptainer.ensure()
+    _devices()
+
+
+def _missing() -> list[str]:
+    query = commands.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *_PACKAGES], check=False).stdout
+    there = {line.split()[0] for line in query.splitlines() if line.split()[1:2] == ["ii"]}
+    return [package for package in _PACKAGES if package not in there]
+
+
+def _install(names: list[str]) -> None:
+    """apt-get install, with the services' start forbidden by a policy-rc.d."""
+    own_policy = not os.path.exists(_POLICY)
+    if own_policy:
+        commands.write(_POLICY, "#!/bin/sh\nexit 101\n", 0o755)
+    try:
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        commands.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *names], timeout=1800, env=env)
+    finally:
+        if own_policy:
+            os.unlink(_POLICY)
+
+
+def _devices() -> None:
+    """Give /dev/fuse and /dev/net/tun the mode that udev gives them on ordinary machines."""
+    for path, device in (("/dev/fuse", os.makedev(10, 229)), ("/dev/net/tun", os.makedev(10, 200))):
+        if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mknod(path, stat.S_IFCHR | 0o666, device)
+        os.chmod(path, 0o666)
