@@ -55,6 +55,10 @@ class ControlPlaneConfig:
     """Base URL that replaces the official hosts of the release files; empty: the official ones."""
     address: str = ""
     """Address of the control-plane node that compute and login nodes reach; empty: that of the node's host name."""
+    port: int = 0
+    """Port of the API server; 0: any free one, kept over restarts while it is free."""
+    binaries: str = ""
+    """Folder with etcd, kube-apiserver, kube-controller-manager and coredns on the node itself, run without a container."""
     etcd_dir: str = ""
     """Folder of etcd's data; empty: ~/.hpk/etcd."""
     verbosity: int = 1

@@ -119,6 +119,10 @@ class Paths:
     def ca_cert(self) -> str:
         return self._join("pki", "ca.crt")
 
+    @property
+    def kubeconfigs(self) -> str:
+        return self._join("kubeconfigs")
+
     def component_kubeconfig(self, component: str) -> str:
         """Kubeconfig of ``admin``, ``kubelet``, ``scheduler``, ``kube-controller-manager``."""
         return self._join("kubeconfigs", f"{component}.kubeconfig")
@@ -148,6 +152,11 @@ class Paths:
     def cluster_run(self) -> str:
         """The present control plane: {"jobID", "host", "address", "apiServer", "pid", "startedAt", "ready"}."""
         return self._join("run", "cluster.json")
+
+    @property
+    def ports(self) -> str:
+        """Ports that the control plane used last, taken again when they are free: {name: port}."""
+        return self._join("run", "ports.json")
 
     @property
     def bin(self) -> str:

@@ -7,6 +7,7 @@ A failure carries a line that can be pasted into a shell.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import dataclasses
 import os
 import shlex
@@ -142,3 +143,42 @@ async def arun(
         raise
     assert process.returncode is not None
     return Completed(list(argv), process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+async def spawn(
+    argv: Sequence[str], *, output: str, env: Mapping[str, str] | None = None, cwd: str | None = None
+) -> asyncio.subprocess.Process:
+    """Start a long-running program that must not outlive us, in a session of its own, with both outputs appended to file ``output``.
+
+    The kernel kills it when this process dies in any way (prctl(2), PR_SET_PDEATHSIG). Must be called from the main thread:
+    the kernel watches the thread that forked.
+    """
+    parent = os.getpid()
+
+    def die_with_parent() -> None:  # one call into a library that is loaded already: safe between fork and exec
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # we died before the kernel knew
+
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=fd,
+            stderr=fd,
+            env=None if env is None else dict(env),
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    except FileNotFoundError as exc:
+        raise errors.MissingTool(f"{argv[0]} not found", hint="install it, load its module, or add its folder to PATH") from exc
+    except PermissionError as exc:
+        raise errors.MissingTool(f"{argv[0]} cannot be executed: {exc.strerror}") from exc
+    finally:
+        os.close(fd)
