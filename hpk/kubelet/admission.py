@@ -8,7 +8,7 @@ user has them), ``seLinuxOptions`` (no effect, as on a node without SELinux), ``
 ``supplementalGroups`` (files belong to the user whatever the number), ``hostUsers`` (there is always a user namespace).
 """
 
-from __future__ import slurmflags
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -11,7 +11,7 @@ The deadline counts from the Pod's start, the job's time from the job's: the kub
 limit only tells Slurm's scheduler what to plan with. ephemeral-storage is not asked for: few sites count node-local disk.
 """
 
-from __future__ import slurmflags
+from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
