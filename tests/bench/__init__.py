@@ -1,0 +1,1 @@
+"""`make bench`: what HPK costs beside plain Slurm and Apptainer, measured side by side in one run. Never part of the tests."""
