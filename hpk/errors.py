@@ -43,14 +43,15 @@ class NotReady(HPKError):
     """Something that the Pod needs is not there yet. ``reason`` is upstream's waiting reason or Event reason.
 
     ``container`` is the name of the container whose ``state.waiting`` shows the reason; None when it concerns the whole Pod
-    (its containers then wait as ContainerCreating and the Event alone tells why).
+    (its containers then wait as ContainerCreating and the Event alone tells why). ``event`` is the reason of the Warning Event to
+    record with the message; None: the same as ``reason``; empty: none, it was recorded already.
     """
 
     def __init__(self, reason: str, message: str, *, container: str | None = None, event: str | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.container = container
-        self.event = event or reason
+        self.event = reason if event is None else event
 
 
 class MissingTool(HPKError):
