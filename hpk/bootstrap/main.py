@@ -1,0 +1,292 @@
+"""``hpk control-plane``: the control plane on this node, until SIGTERM or the end of the Slurm job (slurm/hpk.sbatch runs it).
+
+Order: facts of the node, lock, certificates and kubeconfigs, components, the first API objects, node Ready; then the user's
+kubeconfig is written and one line printed that sets KUBECONFIG. Standard output carries nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+
+from hpk import config as configuration
+from hpk import errors, files, paths, procs, tasks
+from hpk.bootstrap import component, components, jobs, kubeconfig, lock, node, objects, pki, runner, statedir
+from hpk.bootstrap.components import coredns, kube_apiserver
+from hpk.kube import client as kube_client
+from hpk.kube import errors as kube_errors
+
+log = logging.getLogger(__name__)
+
+NODE_READY_TIMEOUT = 120.0
+CERTIFICATE_CHECK_SECONDS = 24 * 3600.0
+
+#: Kubeconfigs of the components: name -> leaf of the PKI.
+KUBECONFIGS = {
+    "admin": "admin",
+    "kubelet": "kubelet-client",
+    "scheduler": "scheduler",
+    "kube-controller-manager": "kube-controller-manager",
+    "coredns": "coredns",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done and change nothing")
+
+
+def find_image(where: paths.Paths, config: configuration.Config) -> str:
+    """Return the control-plane image. Raises InvalidInput that says how to get one."""
+    configured = config.control_plane.image
+    image = os.path.abspath(os.path.expanduser(configured)) if configured else where.control_plane_image
+    try:
+        if os.path.isdir(image):
+            os.listdir(image)
+        else:
+            with open(image, "rb") as file:
+                file.read(1)
+    except OSError as exc:
+        key = "controlPlane.image: " if configured else "no control-plane image: "
+        raise errors.InvalidInput(f"{key}{image}: {exc.strerror}", hint="`hpk image build` makes it") from exc
+    return image
+
+
+def facts(where: paths.Paths, config: configuration.Config) -> component.Run:
+    """Look at the node and return the facts of this run. Raises InvalidInput, MissingTool, StateError."""
+    binaries = config.control_plane.binaries
+    try:
+        last = files.read_json(where.ports)
+    except (OSError, ValueError):
+        last = None
+    address = node.address(config.control_plane.address)
+    wanted = {name: address if kind == "node" else "127.0.0.1" for name, kind in component.PORTS.items()}
+    port = config.control_plane.port
+    return component.Run(
+        paths=where,
+        config=config,
+        runtime="" if binaries else procs.container_runtime(),
+        image="" if binaries else find_image(where, config),
+        python=sys.executable,
+        host=node.host_name(),
+        host_names=node.names(),
+        address=address,
+        ports=node.choose_ports(wanted, node.last_ports(last, list(wanted)), {"apiserver": ("controlPlane.port", port)} if port else {}),
+        resolvers=node.resolvers(),
+        job_id=os.environ.get("SLURM_JOB_ID", ""),
+    )
+
+
+def certificates(run: component.Run) -> tuple[pki.Leaf, ...]:
+    """Return the certificates that this run needs (pure)."""
+    return pki.leaves(
+        node_name=run.config.cluster.node_name,
+        host_names=run.host_names,
+        address=run.address,
+        service_ip=kube_apiserver.service_ip(run.config.cluster.service_cidr),
+        domain=run.config.cluster.domain,
+    )
+
+
+def transcript(run: component.Run) -> str:
+    """Return what a start does, as a person would type it (pure; ``hpk control-plane --dry-run``)."""
+    lines = [
+        f"# control plane of cluster {run.config.cluster.name} on {run.host} ({run.address})",
+        f"# state: {run.paths.root}, format {paths.STATE_VERSION}",
+        "",
+        "# certificates, made or renewed where they do not fit",
+        *(f"#   {leaf.describe()}" for leaf in certificates(run)),
+        "",
+        f"# kubeconfigs in {run.paths.kubeconfigs} for {run.api_server}: {', '.join(KUBECONFIGS)}",
+        "",
+        f"cat > {shlex.quote(coredns.corefile_path(run))} <<'EOF'",
+        coredns.corefile(run).rstrip(),
+        "EOF",
+    ]
+    for spec in components.build(run):
+        after = f", after {', '.join(spec.links)}" if spec.links else ""
+        ready = f"; ready when {spec.ready.url} answers" if spec.ready else ""
+        lines += ["", f"# {spec.name}{after}{ready}; log: {run.paths.log(spec.name)}"]
+        lines.append(" \\\n  ".join(shlex.quote(word) for word in spec.argv))
+    lines += [
+        "",
+        f"# apply {', '.join(objects.path(item) for item in objects.build(run.config.cluster.service_cidr))}",
+        f"# wait until node {run.config.cluster.node_name} is Ready, then write {run.paths.kubeconfig}",
+        f"export KUBECONFIG={shlex.quote(run.paths.kubeconfig)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_kubeconfig(run: component.Run, name: str, path: str) -> None:
+    """Write the kubeconfig of component ``name`` (or the user's own: admin) to ``path``."""
+    leaf = KUBECONFIGS[name]
+    user = "admin" if name == "admin" else name
+    text = kubeconfig.build(
+        cluster=run.config.cluster.name,
+        user=user,
+        server=run.api_server,
+        ca=run.pki("ca.crt"),
+        cert=run.pki(f"{leaf}.crt"),
+        key=run.pki(f"{leaf}.key"),
+    )
+    kubeconfig.write(path, text)
+
+
+def write_files(run: component.Run) -> None:
+    """Write all that the components read: certificates, kubeconfigs, configuration."""
+    pki.PKI(run.paths.pki).ensure(certificates(run))
+    for name in KUBECONFIGS:
+        write_kubeconfig(run, name, run.paths.component_kubeconfig(name))
+    files.write_atomic(coredns.corefile_path(run), coredns.corefile(run))
+    files.write_json(run.paths.ports, dict(run.ports))
+    files.private_dir(run.etcd_dir)
+    os.chmod(run.etcd_dir, 0o700)
+
+
+def node_ready(item: dict[str, object], since: float) -> bool:
+    """Tell whether a Node is Ready by a report that is not older than ``since`` (seconds since the epoch): a Node object
+    outlives its kubelet, and says Ready until the controller manager doubts it."""
+    status = item.get("status")
+    conditions = status.get("conditions", []) if isinstance(status, dict) else []
+    oldest = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
+    return any(c["type"] == "Ready" and c["status"] == "True" and (c.get("lastHeartbeatTime") or "") >= oldest for c in conditions)
+
+
+class ControlPlane:
+    """One run of the control plane."""
+
+    def __init__(self, run: component.Run, report: statedir.Report) -> None:
+        self._run = run
+        self._report = report
+        self._specs = components.build(run)
+        self._summaries = {spec.name: spec.summary for spec in self._specs}
+        self._began = time.time()
+        self._runner = runner.Runner(
+            self._specs,
+            environment=component.environment(run, os.environ),
+            folder=run.paths.root,
+            log_path=run.paths.log,
+            changed=self._changed,
+        )
+
+    def _changed(self) -> None:
+        self._report.components(self._runner.states, self._summaries)
+
+    async def bring_up(self) -> None:
+        """Start everything and return when the node is Ready. Raises StateError when that does not come about."""
+        self._runner.start()
+        await self._runner.wait_ready("kube-apiserver")
+        async with kube_client.Client.from_kubeconfig(self._run.paths.component_kubeconfig("admin"), user_agent="hpk-bootstrap") as client:
+            await objects.apply(client, self._run.config.cluster.service_cidr)
+            await asyncio.gather(*(self._runner.wait_ready(name) for name in self._runner.states))
+            await self._wait_node(client)
+
+    async def _wait_node(self, client: kube_client.Client) -> None:
+        name = self._run.config.cluster.node_name
+        deadline = time.monotonic() + NODE_READY_TIMEOUT
+        while True:
+            try:
+                if node_ready(await client.get(f"/api/v1/nodes/{name}"), self._began):
+                    return
+            except kube_errors.NotFound:
+                pass  # the kubelet registers it
+            if time.monotonic() > deadline:
+                raise errors.StateError(
+                    f"node {name} is not Ready after {NODE_READY_TIMEOUT:.0f} s",
+                    hint=f"the kubelet's log: {self._run.paths.log('kubelet')}",
+                )
+            await asyncio.sleep(0.1)
+
+    async def renew_certificates(self) -> None:
+        """Eternal: renew what would expire, in a control plane that runs for months."""
+        while True:
+            await asyncio.sleep(CERTIFICATE_CHECK_SECONDS)
+            made = pki.PKI(self._run.paths.pki).ensure(certificates(self._run))
+            if made:
+                log.info("renewed certificates: %s", ", ".join(made))
+                write_files(self._run)
+                write_kubeconfig(self._run, "admin", self._run.paths.kubeconfig)
+                await self._runner.restart(made)
+
+    async def stop(self) -> None:
+        await self._runner.stop()
+
+
+async def run(args: argparse.Namespace) -> int:
+    where = paths.Paths.default()
+    statedir.check_version(where)
+    config = configuration.load(where)
+    this = facts(where, config)
+    if args.dry_run:
+        sys.stdout.write(transcript(this))
+        return 0
+    statedir.prepare(where)
+    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+    owner = lock.Owner.here(this.host, this.job_id, int(restart) if restart.isdigit() else 0)
+    mine = lock.Lock(where.lock, owner, job_alive=jobs.alive)
+    mine.acquire()
+    try:
+        await _serve(this, mine)
+    finally:
+        mine.release()
+    return 0
+
+
+async def _serve(this: component.Run, mine: lock.Lock) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(signum, stopping.set)
+    report = statedir.Report(
+        this.paths.cluster_run,
+        {
+            "jobID": this.job_id,
+            "host": this.host,
+            "address": this.address,
+            "pid": os.getpid(),
+            "apiServer": this.api_server,
+            "dns": {"address": "127.0.0.1", "port": this.ports["dns"], "transport": "tls"},
+        },
+    )
+    watchers: list[asyncio.Task[object]] = []
+    plane: ControlPlane | None = None
+    try:
+        write_files(this)
+        report.step("certificates")
+        plane = ControlPlane(this, report)
+        keep = asyncio.create_task(mine.keep(), name="keep the lock")
+        stop = asyncio.create_task(stopping.wait(), name="wait for the end")
+        up = asyncio.create_task(plane.bring_up(), name="bring up")
+        watchers += [keep, stop, up]
+        await asyncio.wait({keep, stop, up}, return_when=asyncio.FIRST_COMPLETED)
+        if not keep.done() and not stop.done():
+            up.result()
+            write_kubeconfig(this, "admin", this.paths.kubeconfig)
+            report.step("node Ready")
+            report.phase("ready")
+            print(f"export KUBECONFIG={shlex.quote(this.paths.kubeconfig)}", flush=True)
+            renew = tasks.guarded(plane.renew_certificates(), "renew certificates")
+            watchers.append(renew)
+            await asyncio.wait({keep, stop, renew}, return_when=asyncio.FIRST_COMPLETED)
+            if renew.done():
+                renew.result()
+        if keep.done():
+            raise errors.StateError(f"stopping: {keep.result()}")
+    except errors.HPKError as exc:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            report.phase("failed", error=exc.message)
+        raise
+    else:
+        report.phase("stopping")
+        log.info("stopping")
+    finally:
+        await tasks.stop(watchers)
+        if plane is not None:
+            await plane.stop()
+    report.phase("stopped")
