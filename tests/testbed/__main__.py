@@ -11,7 +11,9 @@ from tests.testbed import bed, commands, layout, packages
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.testbed", description="A virtual HPC cluster on this machine; see tests/testbed.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.testbed", description="A virtual HPC cluster on this machine; see tests/testbed."
+    )
     sub = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sub.add_parser("packages", help="install what the bed needs")
     up = sub.add_parser("up", help="make the bed, or switch on its hosts that are off")

@@ -16,7 +16,16 @@ from tests.testbed import commands, layout
 
 _LINKS = ("apptainer", "singularity")
 _SOURCES = {"apptainer": "sid", "libc6": "trixie"}
-_LIBRARIES = ("ld-linux-x86-64.so.2", "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "libresolv.so.2", "librt.so.1", "libnss_*.so.2")
+_LIBRARIES = (
+    "ld-linux-x86-64.so.2",
+    "libc.so.6",
+    "libm.so.6",
+    "libdl.so.2",
+    "libpthread.so.0",
+    "libresolv.so.2",
+    "librt.so.1",
+    "libnss_*.so.2",
+)
 _TRIPLET = "x86_64-linux-gnu"
 
 
@@ -39,7 +48,9 @@ def debian_source(texts: list[str], suite: str) -> str:
     for text in texts:
         for uri, options in _one_line_sources(text, codename) or _deb822_sources(text, codename):
             return f"deb {options}{uri} {suite} main\n"
-    raise commands.TestbedError(f"no source of Debian {codename} main in /etc/apt/sources.list*: Apptainer cannot be fetched; install it yourself")
+    raise commands.TestbedError(
+        f"no source of Debian {codename} main in /etc/apt/sources.list*: Apptainer cannot be fetched; install it yourself"
+    )
 
 
 def _codename() -> str:

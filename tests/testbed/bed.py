@@ -9,9 +9,11 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from tests.testbed import cgroups, commands, host, layout, packages, site, slurm, switch, users
+from tests.testbed import cgroups, commands, host, images, layout, oci, packages, registry, site, slurm, switch, users
 
 
 class Bed:
@@ -104,6 +106,7 @@ class Bed:
         users.homes(self.layout)
         slurm.configure(self.layout, nodes)
         site.configure(self.layout)
+        registry.configure(self.layout)
         hosts = ["127.0.0.1 localhost", *(f"{layout.address(name)} {name}" for name in [layout.LOGIN, *nodes])]
         commands.write(f"{etc}/hosts", "\n".join([*hosts, f"{layout.address(layout.LOGIN)} registry"]) + "\n")
         # no name server in the bed: an address of its own that refuses at once, so that look-ups fail without a wait
@@ -118,11 +121,14 @@ class Bed:
                 slurm.start_munge(host.Host(self.layout, name))
 
             list(pool.map(start, names))
+            registry_ready = pool.submit(registry.start, self.login) if layout.LOGIN in names else None
             if layout.LOGIN in names:
                 slurm.start_controller(self.login)
             nodes = [name for name in names if name != layout.LOGIN]
             list(pool.map(lambda name: slurm.start_node(host.Host(self.layout, name)), nodes))
-        slurm.wait_ready(self.login, nodes, timeout)
+            slurm.wait_ready(self.login, nodes, timeout)
+            if registry_ready:
+                registry_ready.result()
 
     def _clean(self) -> None:
         """Remove every trace of running hosts, also of an `up` that crashed."""
@@ -165,6 +171,13 @@ class Bed:
     def root(self, *argv: str, host: str = layout.LOGIN, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command as root on ``host``."""
         return self.run(*argv, host=host, user="root", timeout=timeout, check=check)
+
+    def push(
+        self, reference: str, *, base: str = "busybox", files: Sequence[oci.File] = (), config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Push an image of a test's own as registry:5000/``reference``: a test image (see ``images``), more files, another config."""
+        with tempfile.TemporaryDirectory(dir=layout.CACHE) as folder:
+            registry.push(self.login, images.derive(base, files, config or {}, folder), reference)
 
     def status(self) -> dict[str, str]:
         """State of each host: ``off``, ``on`` (login) or Slurm's word for the node; empty when the bed is down."""

@@ -58,7 +58,7 @@ def _folders(name: str) -> list[str]:
 
 def processes(name: str) -> set[int]:
     """Processes of a host, by their ids on the machine."""
-    found = set()
+    found: set[int] = set()
     for folder in _folders(name):
         with contextlib.suppress(OSError):
             found.update(int(pid) for pid in commands.read(f"{folder}/cgroup.procs").split())

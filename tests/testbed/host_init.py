@@ -4,6 +4,8 @@ First run: joins the host's cgroups and starts itself again in new namespaces by
 writes its process id (as the machine sees it) to the pid file and then only reaps orphans, as any init. Standard library only.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
@@ -11,25 +13,26 @@ import signal
 import socket
 import stat
 import sys
+from typing import Any, NoReturn
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x20, 0x1000, 0x4000, 0x40000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _check(result, what):
+def _check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def mount(source, target, kind=None, flags=0, data=None):
+def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
     encoded = [None if value is None else value.encode() for value in (source, target, kind)]
     result = _libc.mount(*encoded, ctypes.c_ulong(flags), None if data is None else data.encode())
     _check(result, f"mount {kind or source} on {target}")
 
 
-def bind(fd, target, read_only):
+def bind(fd: int, target: str, read_only: bool) -> None:
     """Bind the opened file or folder ``fd`` on ``target``, which is made when it is missing."""
     if not os.path.exists(target):
         if stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -43,7 +46,7 @@ def bind(fd, target, read_only):
         mount(None, target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def boot(spec):
+def boot(spec: dict[str, Any]) -> None:
     socket.sethostname(spec["hostname"])
     mount(None, "/", flags=MS_REC | MS_PRIVATE)
     # Opened before anything is covered: a source may lie below /home or /tmp of the machine.
@@ -67,7 +70,7 @@ def boot(spec):
     os.replace(spec["pid_file"] + ".new", spec["pid_file"])
 
 
-def reap():
+def reap() -> NoReturn:
     """Reap orphans for ever."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     while True:
@@ -79,7 +82,7 @@ def reap():
             pass
 
 
-def main():
+def main() -> NoReturn:
     with open(sys.argv[1]) as file:
         spec = json.load(file)
     if sys.argv[2:] == ["boot"]:
@@ -89,7 +92,7 @@ def main():
         with open(f"{path}/cgroup.procs", "w") as file:
             file.write("0")
     unshare = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--cgroup", "--fork", "--kill-child"]
-    os.execvp("unshare", [*unshare, sys.executable, "-I", "-S", os.path.abspath(__file__), sys.argv[1], "boot"])  # noqa: S606
+    os.execvp("unshare", [*unshare, sys.executable, "-I", "-S", os.path.abspath(__file__), sys.argv[1], "boot"])
 
 
 main()
