@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 from hpk import config as configuration
 from hpk import errors, files, paths, procs, tasks
@@ -94,6 +95,19 @@ def certificates(run: component.Run) -> tuple[pki.Leaf, ...]:
     )
 
 
+def _command(argv: Sequence[str]) -> str:
+    """Return a command line for people: the program and its mode on the first line, then one flag with its value per line."""
+    lines: list[str] = []
+    for word in argv:
+        if lines and (word.startswith("-") or word.startswith("/")) and not lines[-1].startswith(("--bind", "--env")):
+            lines.append(shlex.quote(word))
+        elif lines and (lines[-1] in ("--bind", "--env") or not word.startswith(("-", "/"))):
+            lines[-1] += " " + shlex.quote(word)
+        else:
+            lines.append(shlex.quote(word))
+    return " \\\n  ".join(lines)
+
+
 def transcript(run: component.Run) -> str:
     """Return what a start does, as a person would type it (pure; ``hpk control-plane --dry-run``)."""
     lines = [
@@ -113,7 +127,7 @@ def transcript(run: component.Run) -> str:
         after = f", after {', '.join(spec.links)}" if spec.links else ""
         ready = f"; ready when {spec.ready.url} answers" if spec.ready else ""
         lines += ["", f"# {spec.name}{after}{ready}; log: {run.paths.log(spec.name)}"]
-        lines.append(" \\\n  ".join(shlex.quote(word) for word in spec.argv))
+        lines.append(_command(spec.argv))
     lines += [
         "",
         f"# apply {', '.join(objects.path(item) for item in objects.build(run.config.cluster.service_cidr))}",

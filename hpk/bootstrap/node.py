@@ -103,7 +103,7 @@ def resolvers(path: str = "/etc/resolv.conf") -> tuple[str, ...]:
     except OSError:
         return ()
     servers = [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
-    return tuple(dict.fromkeys(server for server in servers if _is_address(server)))
+    return tuple(dict.fromkeys(server for server in servers if "%" not in server and _is_address(server)))
 
 
 def _bind(where: str, port: int) -> socket.socket | None:

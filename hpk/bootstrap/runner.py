@@ -88,9 +88,10 @@ class Runner:
 
     async def wait_ready(self, name: str) -> None:
         """Wait until the component is ready. Raises StateError when it (or one that it waits for) does not come up at all."""
-        ready = asyncio.ensure_future(self._kept[name].ready.wait())
+        ready: asyncio.Future[bool] = asyncio.ensure_future(self._kept[name].ready.wait())
         try:
-            await asyncio.wait([ready, self._failure], return_when=asyncio.FIRST_COMPLETED)
+            both: list[asyncio.Future[bool]] = [ready, self._failure]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if self._failure.done():
                 self._failure.result()
         finally:
