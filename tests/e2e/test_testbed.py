@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests import testbed
-from tests.testbed import images, layout, registry
+from tests.testbed import cgroups, commands, images, layout, oci, registry
 
 pytestmark = pytest.mark.e2e
 
@@ -172,6 +173,30 @@ def test_a_time_limit_ends_what_was_started_in_the_host(bed: testbed.Bed) -> Non
     with pytest.raises(testbed.TestbedError, match=r"no end after 0\.5 s"):
         bed.run("sleep", "4711", timeout=0.5)
     assert bed.root("pgrep", "-f", "^sleep 4711", check=False).returncode == 1
+
+
+def test_up_after_a_crash_and_down_leave_nothing_behind() -> None:
+    bed = testbed.Bed("selftest-crash")
+    bed.up(nodes=1)
+    inits = [machine.pid for machine in bed.hosts.values()]
+    os.unlink(f"{bed.layout.state}/up.json")  # as if `up` had died before it was done
+    assert bed.nodes == []
+    bed.up(nodes=1)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in inits)
+    inits = [machine.pid for machine in bed.hosts.values()]
+    bed.down()
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in inits)
+    assert not os.path.exists(f"/run/netns/{bed.layout.netns}")
+    assert cgroups.leftovers(bed.layout.cgroup("")) == set()
+    assert bed.layout.state not in commands.read("/proc/mounts")
+    bed.down(wipe=True)
+    assert not os.path.exists(bed.layout.state)
+
+
+def test_an_image_of_a_tests_own(bed: testbed.Bed) -> None:
+    script = oci.File("hello.sh", b'#!/bin/sh\necho "$GREETING"\n', 0o755)
+    bed.push("mine/hello:1", files=[script], config={"Env": ["GREETING=hello there"], "Cmd": ["/hello.sh"]})
+    assert bed.run("apptainer", "run", "--no-https", "docker://registry:5000/mine/hello:1").stdout == "hello there\n"
 
 
 @pytest.mark.parametrize(

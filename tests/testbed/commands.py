@@ -1,4 +1,4 @@
-"""Processes and small files of the test bed. Every process of the bed is started by ``run`` or ``start``, from an argv list."""
+"""Processes and small files of the test bed. All processes start here, from argv lists."""
 
 from __future__ import annotations
 
@@ -58,12 +58,6 @@ def run(
     if check and process.returncode != 0:
         raise TestbedError(f"exit code {process.returncode}: {shlex.join(argv)}\n{_tail(out + err)}")
     return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
-
-
-def start(argv: Sequence[str], log: str) -> subprocess.Popen[bytes]:
-    """Start in the background, in a session of its own, its output in the file ``log``."""
-    with open(log, "wb") as file:
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def _tail(text: str) -> str:

@@ -54,14 +54,7 @@ class Host:
         spec_file = f"{self.disk}/init.json"
         commands.write(spec_file, json.dumps(self._spec(), indent=1))
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "host_init.py")
-        outer = commands.start([_PYTHON, "-I", "-S", script, spec_file], f"{self.disk}/init.log")
-
-        def booted() -> bool:
-            if outer.poll() is not None:
-                raise commands.TestbedError(f"host {self.name} did not boot:\n{commands.read(f'{self.disk}/init.log')}")
-            return os.path.exists(self._pid_file)
-
-        commands.wait_until(f"boot of host {self.name}", booted, 20, pause=0.01)
+        commands.run([_PYTHON, "-I", "-S", script, spec_file], timeout=20)
         switch.plug(self.bed, self.name, int(commands.read(self._pid_file)))
 
     def _spec(self) -> dict[str, object]:
@@ -71,6 +64,7 @@ class Host:
         return {
             "hostname": self.name,
             "pid_file": self._pid_file,
+            "log": f"{self.disk}/init.log",
             # folder of each hierarchy that the host's processes belong to
             "cgroups": cgroups.create(self.bed.cgroup(self.name)),
             # mount point to controllers, mounted again inside the cgroup namespace
@@ -127,6 +121,9 @@ class Host:
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
         self.clean()
+        if pid is not None:
+            # its namespaces, and with them the mounts and the network, end when it does
+            commands.wait_until(f"end of host {self.name}", lambda: not os.path.exists(f"/proc/{pid}"), 10, pause=0.01)
 
     def clean(self) -> None:
         """Remove what a host without power may leave: processes that were entering it, its cgroups, its pid file."""

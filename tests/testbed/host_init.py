@@ -1,7 +1,8 @@
 """PID 1 of a virtual host. Run as a script, with the path of a JSON file: see ``host.Host._spec`` for its fields.
 
-First run: joins the host's cgroups and starts itself again in new namespaces by unshare(1). There it mounts what makes the host,
-writes its process id (as the machine sees it) to the pid file and then only reaps orphans, as any init. Standard library only.
+First run: a child joins the host's cgroups and becomes this script again in new namespaces by unshare(1). There it mounts what makes
+the host, writes its process id (as the machine sees it) to the pid file and then only reaps orphans, as any init. The first run ends
+when that is done. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from typing import Any, NoReturn
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x20, 0x1000, 0x4000, 0x40000
@@ -82,17 +84,35 @@ def reap() -> NoReturn:
             pass
 
 
-def main() -> NoReturn:
+def launch(spec: dict[str, Any]) -> int:
+    """Start the host in new namespaces; return 0 once it has booted, or 1 with its last words on stderr."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        null, log = os.open(os.devnull, os.O_RDONLY), os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        for fd, source in enumerate((null, log, log)):
+            os.dup2(source, fd)
+        for path in spec["cgroups"]:
+            with open(f"{path}/cgroup.procs", "w") as file:
+                file.write("0")
+        unshare = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--cgroup", "--fork", "--kill-child"]
+        os.execvp("unshare", [*unshare, sys.executable, "-I", "-S", os.path.abspath(__file__), sys.argv[1], "boot"])
+    while not os.path.exists(spec["pid_file"]):
+        if os.waitpid(child, os.WNOHANG)[0] != 0:
+            with open(spec["log"]) as file:
+                sys.stderr.write(file.read())
+            return 1
+        time.sleep(0.005)
+    return 0
+
+
+def main() -> int:
     with open(sys.argv[1]) as file:
         spec = json.load(file)
     if sys.argv[2:] == ["boot"]:
         boot(spec)
         reap()
-    for path in spec["cgroups"]:
-        with open(f"{path}/cgroup.procs", "w") as file:
-            file.write("0")
-    unshare = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--cgroup", "--fork", "--kill-child"]
-    os.execvp("unshare", [*unshare, sys.executable, "-I", "-S", os.path.abspath(__file__), sys.argv[1], "boot"])
+    return launch(spec)
 
 
-main()
+sys.exit(main())
