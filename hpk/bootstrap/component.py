@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from hpk import config as configuration
 from hpk import paths as hpk_paths
@@ -23,6 +24,9 @@ class Check:
     """CA that must have signed the server's certificate; empty for plain HTTP (loopback only, and nothing secret in the answer)."""
     cert: str = ""
     key: str = ""
+    accept: Callable[[dict[str, Any], float], bool] | None = None
+    """Looks at the answer (JSON) and the time at which the process was started (seconds since the epoch): for a component that
+    shows that it works by what it writes to the API server. What an earlier process wrote there must not count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Component:
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Added to the environment that all components get (environment())."""
     ready: Check | None = None
-    """None: ready as soon as it runs; what it does for the cluster is seen elsewhere."""
+    """None: ready as soon as it runs."""
     ready_timeout: float = 60.0
     """Seconds it may take to become ready before it is started again."""
     stop_timeout: float = 10.0

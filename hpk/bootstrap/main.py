@@ -14,7 +14,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Sequence
 
 from hpk import config as configuration
@@ -22,11 +21,9 @@ from hpk import errors, files, paths, procs, tasks
 from hpk.bootstrap import component, components, jobs, kubeconfig, lock, node, objects, pki, runner, statedir
 from hpk.bootstrap.components import coredns, kube_apiserver
 from hpk.kube import client as kube_client
-from hpk.kube import errors as kube_errors
 
 log = logging.getLogger(__name__)
 
-NODE_READY_TIMEOUT = 120.0
 CERTIFICATE_CHECK_SECONDS = 24 * 3600.0
 
 #: Kubeconfigs of the components: name -> leaf of the PKI.
@@ -163,15 +160,6 @@ def write_files(run: component.Run) -> None:
     os.chmod(run.etcd_dir, 0o700)
 
 
-def node_ready(item: dict[str, object], since: float) -> bool:
-    """Tell whether a Node is Ready by a report that is not older than ``since`` (seconds since the epoch): a Node object
-    outlives its kubelet, and says Ready until the controller manager doubts it."""
-    status = item.get("status")
-    conditions = status.get("conditions", []) if isinstance(status, dict) else []
-    oldest = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
-    return any(c["type"] == "Ready" and c["status"] == "True" and (c.get("lastHeartbeatTime") or "") >= oldest for c in conditions)
-
-
 class ControlPlane:
     """One run of the control plane."""
 
@@ -180,7 +168,6 @@ class ControlPlane:
         self._report = report
         self._specs = components.build(run)
         self._summaries = {spec.name: spec.summary for spec in self._specs}
-        self._began = time.time()
         self._runner = runner.Runner(
             self._specs,
             environment=component.environment(run, os.environ),
@@ -198,24 +185,7 @@ class ControlPlane:
         await self._runner.wait_ready("kube-apiserver")
         async with kube_client.Client.from_kubeconfig(self._run.paths.component_kubeconfig("admin"), user_agent="hpk-bootstrap") as client:
             await objects.apply(client, self._run.config.cluster.service_cidr)
-            await asyncio.gather(*(self._runner.wait_ready(name) for name in self._runner.states))
-            await self._wait_node(client)
-
-    async def _wait_node(self, client: kube_client.Client) -> None:
-        name = self._run.config.cluster.node_name
-        deadline = time.monotonic() + NODE_READY_TIMEOUT
-        while True:
-            try:
-                if node_ready(await client.get(f"/api/v1/nodes/{name}"), self._began):
-                    return
-            except kube_errors.NotFound:
-                pass  # the kubelet registers it
-            if time.monotonic() > deadline:
-                raise errors.StateError(
-                    f"node {name} is not Ready after {NODE_READY_TIMEOUT:.0f} s",
-                    hint=f"the kubelet's log: {self._run.paths.log('kubelet')}",
-                )
-            await asyncio.sleep(0.1)
+        await asyncio.gather(*(self._runner.wait_ready(name) for name in self._runner.states))
 
     async def renew_certificates(self) -> None:
         """Eternal: renew what would expire, in a control plane that runs for months."""

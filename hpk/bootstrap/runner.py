@@ -156,7 +156,7 @@ class Runner:
             return f"cannot be started: {exc.message}"
         self._set(kept, phase="starting", pid=kept.process.pid)
         ended = asyncio.ensure_future(kept.process.wait())
-        probing = asyncio.ensure_future(self._probe(spec))
+        probing = asyncio.ensure_future(self._probe(spec, time.time()))
         try:
             await asyncio.wait([ended, probing], timeout=spec.ready_timeout, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
@@ -172,8 +172,8 @@ class Runner:
             probing.cancel()
             ended.cancel()
 
-    async def _probe(self, spec: component.Component) -> None:
-        """Return when the component is ready."""
+    async def _probe(self, spec: component.Component, started: float) -> None:
+        """Return when the component, started at that time, is ready."""
         if spec.ready is None:
             return
         context = _tls(spec.ready)
@@ -181,9 +181,9 @@ class Runner:
             while True:
                 try:
                     async with session.get(spec.ready.url, ssl=context) as answer:
-                        if answer.status == 200:
+                        if answer.status == 200 and (spec.ready.accept is None or spec.ready.accept(await answer.json(), started)):
                             return
-                except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+                except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as exc:
                     log.debug("%s: not ready: %s", spec.name, exc)
                 await asyncio.sleep(PROBE_SECONDS)
 

@@ -9,6 +9,7 @@ import pytest
 
 from hpk import config, errors, paths
 from hpk.bootstrap import main
+from hpk.bootstrap.components import ours
 from tests.unit.bootstrap.test_component import a_run
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "control-plane.txt"
@@ -59,4 +60,17 @@ def a_node(status: str, heartbeat: str | None) -> dict[str, object]:
     ],
 )
 def test_node_is_ready_by_this_run_s_word(item: dict[str, object], ready: bool) -> None:
-    assert main.node_ready(item, 1000.0) is ready
+    assert ours.node_ready(item, 1000.0) is ready
+
+
+@pytest.mark.parametrize(
+    ("spec", "held"),
+    [
+        ({"holderIdentity": "c1_1", "renewTime": "1970-01-01T00:16:40.000001Z"}, True),
+        ({"holderIdentity": "c1_1", "renewTime": "1970-01-01T00:16:39.999999Z"}, False),
+        ({"holderIdentity": "", "renewTime": "1970-01-01T00:16:41.000000Z"}, False),
+        ({}, False),
+    ],
+)
+def test_scheduler_works_when_it_renewed_its_lease(spec: dict[str, str], held: bool) -> None:
+    assert ours.lease_held({"spec": spec}, 1000.0) is held
