@@ -14,6 +14,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 from hpk import config as configuration
@@ -181,9 +182,11 @@ class ControlPlane:
 
     async def bring_up(self) -> None:
         """Start everything and return when the node is Ready. Raises StateError when that does not come about."""
+        began = time.time()
         self._runner.start()
         await self._runner.wait_ready("kube-apiserver")
         async with kube_client.Client.from_kubeconfig(self._run.paths.component_kubeconfig("admin"), user_agent="hpk-bootstrap") as client:
+            await objects.release_lease(client, began)
             await objects.apply(client, self._run.config.cluster.service_cidr)
         await asyncio.gather(*(self._runner.wait_ready(name) for name in self._runner.states))
 

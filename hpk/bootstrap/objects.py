@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from hpk import records
 from hpk.kube import client as kube_client
+from hpk.kube import errors as kube_errors
 
 #: Where each kind lives: (API path, namespaced).
 _PLURALS = {
@@ -41,3 +43,22 @@ async def apply(client: kube_client.Client, service_cidr: str) -> None:
     """Create or update them all. Raises APIError."""
     for item in build(service_cidr):
         await client.patch(path(item), item, kind="apply", fieldManager="hpk", force="true")
+
+
+async def release_lease(client: kube_client.Client, since: float) -> None:
+    """Free the scheduler's Lease when it was last renewed before ``since`` (seconds since the epoch, the start of this run).
+
+    Its holder belongs to a former control plane that died with its node; the new scheduler would wait for the Lease to run out
+    although the lock on the state directory says already that there is no other. Raises APIError.
+    """
+    path = kube_client.path("coordination.k8s.io/v1", "leases", "kube-system", "kube-scheduler")
+    try:
+        lease = await client.get(path)
+    except kube_errors.NotFound:
+        return
+    spec = lease.get("spec") or {}
+    if spec.get("holderIdentity") and (spec.get("renewTime") or "") < records.now(since):
+        try:
+            await client.replace(path, {**lease, "spec": {**spec, "holderIdentity": "", "leaseDurationSeconds": 1}})
+        except kube_errors.Conflict:
+            pass  # the new scheduler was quicker

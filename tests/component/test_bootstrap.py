@@ -22,7 +22,7 @@ import aiohttp
 import pytest
 
 from hpk import config as configuration
-from hpk import paths
+from hpk import paths, records
 from hpk.bootstrap import component, components, main, objects, runner, statedir
 from hpk.kube import client as kube_client
 from hpk.kube import errors as kube_errors
@@ -47,10 +47,12 @@ def a_run(folder: pathlib.Path, **changes: object) -> component.Run:
 
 
 @contextlib.asynccontextmanager
-async def running(run: component.Run) -> AsyncIterator[tuple[runner.Runner, kube_client.Client]]:
+async def running(
+    run: component.Run, *, without: tuple[str, ...] = ("kubelet",)
+) -> AsyncIterator[tuple[runner.Runner, kube_client.Client]]:
     statedir.prepare(run.paths)
     main.write_files(run)
-    specs = [spec for spec in components.build(run) if spec.name != "kubelet"]
+    specs = [spec for spec in components.build(run) if spec.name not in without]
     it = runner.Runner(
         specs,
         environment=component.environment(run, os.environ),
@@ -208,3 +210,16 @@ async def test_controllers_that_make_no_sense_are_off_and_known(tmp_path: pathli
             await asyncio.sleep(0.1)
         cert = x509.load_pem_x509_certificate(base64.b64decode(csr["status"]["certificate"]))
         cert.verify_directly_issued_by(x509.load_pem_x509_certificate(pathlib.Path(run.pki("ca.crt")).read_bytes()))
+
+
+async def test_lease_of_a_scheduler_that_died_with_its_node_is_freed(tmp_path: pathlib.Path) -> None:
+    run = a_run(tmp_path / "state")
+    async with running(run, without=("kubelet", "scheduler", "coredns", "kube-controller-manager")) as (_, client):
+        began = time.time()
+        leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+        spec = {"holderIdentity": "c9_1", "leaseDurationSeconds": 15, "renewTime": records.now(began - 10)[:-1] + ".000000Z"}
+        await client.create(leases, {"metadata": {"name": "kube-scheduler"}, "spec": spec})
+        await objects.release_lease(client, began - 20)
+        assert (await client.get(f"{leases}/kube-scheduler"))["spec"]["holderIdentity"] == "c9_1"
+        await objects.release_lease(client, began)
+        assert not (await client.get(f"{leases}/kube-scheduler"))["spec"].get("holderIdentity")
