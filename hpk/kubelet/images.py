@@ -125,6 +125,24 @@ class ImageManager:
         self._failures.pop(key, None)
         return info
 
+    async def peek(self, image: str, *, ask: bool, keyrings: Sequence[Mapping[str, credentials.Credential]] = ()) -> ImageInfo:
+        """Return ``image`` without pulling it: from the cache, else (``ask``) as the registry describes it. Raises HPKError."""
+        ref = None if imageref.is_local(image) else imageref.parse(image)
+        info = await self._local(image) if ref is None else self._find(ref, image)
+        if info is not None:
+            return info
+        if ref is None or not ask:
+            raise errors.HPKError("is not in the cache" if ref is not None else "is not a SIF image or an image folder that can be read")
+        found = await registry.resolve(ref, registry.endpoint(ref, self._config), keyrings)
+        config = dict(found.config.get("config") or {})
+        if not str(config.get("User") or "0").partition(":")[0].isdigit():
+            del config["User"]  # its number is inside the image
+        return ImageInfo(image, f"{ref.name}@{found.digest}", self._sif(found.manifest), config)
+
+    def unknown(self, image: str) -> str:
+        """A path that stands for an image of which nothing is known."""
+        return image if imageref.is_local(image) else os.path.join(self._root, f"{image.replace('/', '_')}.sif")
+
     def forget(self, backoff_key: str) -> None:
         """Drop the back-off of a Pod that is gone."""
         for key in [key for key in self._failures if key.startswith(f"{backoff_key}_")]:
