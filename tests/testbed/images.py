@@ -32,6 +32,7 @@ REFERENCES = {
     "docker.io/library/python:3": "python",
     "docker.io/library/python:3.11": "python",
     "docker.io/library/nginx:latest": "nginx",
+    "docker.io/library/nginx:switching": "nginx-switching",
     "docker.io/nginxinc/nginx-unprivileged:latest": "nginx-unprivileged",
     # without a public registry's name, as a site's own images
     "busybox:latest": "busybox",
@@ -115,12 +116,12 @@ def _agnhost(folder: str) -> oci.Image:
 
 
 def _debian(folder: str) -> oci.Image:
-    return oci.Image([_bootstrap(folder, [])], {"Cmd": ["bash"], "Env": [_PATH]})
+    return oci.Image([_debian_layer()], {"Cmd": ["bash"], "Env": [_PATH]})
 
 
 def _python(folder: str) -> oci.Image:
     links = [oci.File(f"usr/local/bin/{name}", link="/usr/bin/python3") for name in ("python", "python3")]
-    layers = [_bootstrap(folder, ["python3"]), oci.layer(f"{folder}/layer.tar.gz", links)]
+    layers = [_debian_layer(), oci.layer(f"{folder}/layer.tar.gz", links)]
     return oci.Image(layers, {"Cmd": ["python3"], "Env": [_PATH, "LANG=C.UTF-8", "PYTHON_VERSION=3.11"]})
 
 
@@ -152,12 +153,21 @@ def _nginx_layers(folder: str, conf: str) -> list[str]:
         oci.File("usr/share/nginx/html", mode=0o755, folder=True),
         oci.File("usr/share/nginx/html/index.html", _NGINX_PAGE),
     ]
-    return [_bootstrap(folder, ["nginx-light"]), oci.layer(f"{folder}/layer.tar.gz", files)]
+    return [_debian_layer(), oci.layer(f"{folder}/layer.tar.gz", files)]
 
 
 def _nginx(folder: str) -> oci.Image:
-    """Starts as root; its workers become www-data, as they become nginx in the original."""
-    layers = _nginx_layers(folder, _NGINX_CONF.format(user="user www-data;\n", pid="/run/nginx.pid", temporary="", port=80))
+    """Starts as root on port 80. Its workers stay root: where only one id is mapped there is no other user that they could become."""
+    return _nginx_as(folder, "root root")
+
+
+def _nginx_switching(folder: str) -> oci.Image:
+    """Its workers become www-data, as those of the public image become nginx: possible only where more than one id is mapped."""
+    return _nginx_as(folder, "www-data")
+
+
+def _nginx_as(folder: str, user: str) -> oci.Image:
+    layers = _nginx_layers(folder, _NGINX_CONF.format(user=f"user {user};\n", pid="/run/nginx.pid", temporary="", port=80))
     config = {
         "Entrypoint": ["/docker-entrypoint.sh"],
         "Cmd": ["nginx", "-g", "daemon off;"],
@@ -189,22 +199,24 @@ _RECIPES: dict[str, Callable[[str], oci.Image]] = {
     "debian": _debian,
     "python": _python,
     "nginx": _nginx,
+    "nginx-switching": _nginx_switching,
     "nginx-unprivileged": _nginx_unprivileged,
     "agnhost": _agnhost,
 }
 
 
-def _bootstrap(folder: str, packages: list[str]) -> str:
-    """A layer with Debian and these packages, from the machine's own apt sources."""
-    kept = f"{layout.CACHE}/layers/debian-{'-'.join(packages) or 'plain'}.tar.gz"
+def _debian_layer() -> str:
+    """The one layer of Debian below all images of it, small but with what each of them is for, from the machine's own apt sources."""
+    packages = ("python3", "nginx-light")
+    kept = f"{layout.CACHE}/layers/debian-{'-'.join(packages)}.tar.gz"
     if not os.path.exists(kept):
+        commands.say("making the layer of Debian")
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         left_out = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"]
         options = [f"--dpkgopt=path-exclude={pattern}" for pattern in left_out]
-        include = [f"--include={','.join(packages)}"] if packages else []
-        mmdebstrap = ["mmdebstrap", "--mode=root", "--variant=apt", "--format=tar", "--skip=output/dev", *options, *include]
+        mmdebstrap = ["mmdebstrap", "--mode=root", "--variant=essential", "--format=tar", "--skip=output/dev", *options]
         tar = kept.removesuffix(".gz")
-        commands.run(["nice", *mmdebstrap, _codename(), tar], timeout=1800)
+        commands.run(["nice", *mmdebstrap, f"--include={','.join(packages)}", _codename(), tar], timeout=1800)
         commands.run(["nice", "gzip", "-n", "-f", tar], timeout=600)
     return kept
 
