@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.testbed import cgroups, commands, host, images, layout, oci, packages, registry, site, slurm, switch, users
@@ -63,9 +62,7 @@ class Bed:
                 raise commands.TestbedError(f"--nodes: the test bed is up with {len(self.nodes)}; `down` first")
             if self.nodes and all(machine.up for machine in self.hosts.values()):
                 return
-            packages.ensure()
-            users.ensure()
-            site.python_environment()
+            _prepare_machine()
             if self.nodes and self.login.up:
                 self._boot([name for name, machine in self.hosts.items() if not machine.up])
                 return
@@ -140,13 +137,9 @@ class Bed:
             host.Host(self.layout, name).kill()
         switch.remove(self.layout)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
         """One change of the bed at a time, whoever asks."""
-        os.makedirs(os.path.dirname(self.layout.state), exist_ok=True)
-        with open(f"{self.layout.state}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return commands.locked(f"{self.layout.state}.lock")
 
     # running things
 
@@ -188,6 +181,14 @@ class Bed:
         for name, machine in self.hosts.items():
             found[name] = (slurm_states.get(name, "on") if machine.up else "off") + f" {layout.address(name)}"
         return found
+
+
+def _prepare_machine() -> None:
+    """Install what any bed needs; quick when it is there."""
+    with commands.locked(f"{layout.CACHE}/.lock"):
+        packages.ensure()
+        users.ensure()
+        site.python_environment()
 
 
 def _require_root() -> None:

@@ -6,7 +6,6 @@ those run unchanged.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import inspect
 import os
@@ -44,9 +43,7 @@ REFERENCES = {
 
 def ensure() -> dict[str, str]:
     """Make the images that are missing or whose recipe has changed; name to folder of the OCI layout."""
-    os.makedirs(_FOLDER, exist_ok=True)
-    with open(f"{_FOLDER}/.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with commands.locked(f"{_FOLDER}/.lock"):
         return {name: _made(name, recipe) for name, recipe in _RECIPES.items()}
 
 

@@ -12,7 +12,7 @@ _PACKAGES = (
     *("slurmctld", "slurmd", "slurm-client", "slurmdbd", "munge", "mariadb-server"),
     *("squashfuse", "fuse-overlayfs", "squashfs-tools", "uidmap", "patchelf", "libseccomp2", "libsubid4"),
     *("docker-registry", "skopeo", "umoci", "mmdebstrap", "busybox-static"),
-    *("iproute2", "nftables", "slirp4netns", "iputils-ping", "util-linux", "coreutils", "passwd"),
+    *("iproute2", "nftables", "slirp4netns", "iputils-ping", "util-linux", "coreutils", "passwd", "procps", "curl"),
     *("python3", "python3-venv", "shellcheck"),
 )
 _POLICY = "/usr/sbin/policy-rc.d"
