@@ -159,6 +159,11 @@ class Paths:
         return self._join("run", "ports.json")
 
     @property
+    def submitted(self) -> str:
+        """The job that ``hpk up`` submitted last: {"jobID"}."""
+        return self._join("run", "submitted.json")
+
+    @property
     def bin(self) -> str:
         return self._join("bin")
 

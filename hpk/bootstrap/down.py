@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import signal
 import time
 
+from hpk import config as configuration
 from hpk import errors, paths
-from hpk.bootstrap import jobs, lock, node
+from hpk.bootstrap import jobs, lock, node, up
+from hpk.slurm import commands, states
 
 #: Seconds for an orderly stop, then for Slurm's own way of ending a job.
 GRACE_SECONDS = 40.0
@@ -25,52 +28,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+async def run(args: argparse.Namespace) -> int:
     where = paths.Paths.default()
+    slurm = commands.Slurm(configuration.load(where))
     holder, _ = lock.read(where.lock)
     try:
-        job = jobs.control_plane(holder.job_id if holder else "")
+        job = await jobs.control_plane(slurm, up.known_jobs(where))
     except errors.MissingTool:
         if holder is None or holder.job_id:
             raise
         job = None  # run by hand on a machine without Slurm
     if job is not None:
-        end_job(job)
+        await end_job(slurm, job)
         print(f"control plane ended (job {job.job_id})")
     elif holder is not None and not holder.job_id:
-        end_process(holder, where)
+        await end_process(holder, where)
         print(f"control plane ended (process {holder.pid})")
     else:
         print("no control plane runs")
     if args.pods:
-        pods = jobs.pods()
-        if pods:
-            jobs.cancel([pod.job_id for pod in pods])
+        pods = await jobs.pods(slurm)
+        for pod in pods:
+            await slurm.cancel(pod.job_id)
         print(f"jobs of Pods ended: {len(pods)}")
     return 0
 
 
-def end_job(job: jobs.Job) -> None:
+async def end_job(slurm: commands.Slurm, job: commands.Job) -> None:
     """End the control plane's job and wait until it is gone. Raises SlurmError."""
-    if job.state == "RUNNING":
-        jobs.cancel([job.job_id], signal="TERM")
-        if _gone(job.job_id, GRACE_SECONDS):
+    if job.state is states.JobState.RUNNING:
+        await slurm.cancel(job.job_id, signal="TERM", batch=True)
+        if await _gone(slurm, job.job_id, GRACE_SECONDS):
             return
-    jobs.cancel([job.job_id])
-    if not _gone(job.job_id, CANCEL_SECONDS):
+    await slurm.cancel(job.job_id)
+    if not await _gone(slurm, job.job_id, CANCEL_SECONDS):
         raise errors.SlurmError(f"job {job.job_id} does not end", hint=f"squeue --jobs={job.job_id} shows its state")
 
 
-def _gone(job_id: str, timeout: float) -> bool:
+async def _gone(slurm: commands.Slurm, job_id: str, timeout: float) -> bool:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if jobs.alive(job_id) is False:
+        if await jobs.alive(slurm, job_id) is False:
             return True
-        time.sleep(0.3)
+        await asyncio.sleep(0.3)
     return False
 
 
-def end_process(holder: lock.Owner, where: paths.Paths) -> None:
+async def end_process(holder: lock.Owner, where: paths.Paths) -> None:
     """End a control plane that was started by hand. Raises StateError when it is not on this node."""
     if holder.host != node.host_name():
         raise errors.StateError(f"the control plane is process {holder.pid} on {holder.host}", hint="run `hpk down` there")
@@ -82,4 +86,4 @@ def end_process(holder: lock.Owner, where: paths.Paths) -> None:
     while lock.process_start(holder.pid) == holder.started:
         if time.monotonic() > deadline:
             raise errors.StateError(f"process {holder.pid} does not end")
-        time.sleep(0.1)
+        await asyncio.sleep(0.1)

@@ -20,7 +20,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from hpk import errors, files
 
@@ -32,7 +32,7 @@ RENEW_SECONDS = 10.0
 SETTLE_SECONDS = 0.3
 
 #: What Slurm says of a job: True it is there (pending, running, suspended, completing), False it has ended, None no answer.
-JobAlive = Callable[[str], "bool | None"]
+JobAlive = Callable[[str], Awaitable["bool | None"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +44,17 @@ class Owner:
     pid: int
     started: str
     """Start time of the process in clock ticks since boot, /proc/PID/stat field 22: a pid may be used again."""
+    cluster: str
+    """SLURM_CLUSTER_NAME: one home may serve several clusters, and a job's number means nothing on another one."""
     job_id: str
     restart: int
     """SLURM_RESTART_COUNT: a requeued job keeps its number."""
     token: str
 
     @classmethod
-    def here(cls, host: str, job_id: str = "", restart: int = 0) -> Owner:
+    def here(cls, host: str, cluster: str = "", job_id: str = "", restart: int = 0) -> Owner:
         pid = os.getpid()
-        return cls(host, _boot(), pid, process_start(pid) or "", job_id, restart, secrets.token_hex(8))
+        return cls(host, _boot(), pid, process_start(pid) or "", cluster, job_id, restart, secrets.token_hex(8))
 
     def describe(self) -> str:
         job = f"job {self.job_id}" if self.job_id else f"process {self.pid}"
@@ -87,7 +89,7 @@ class Lock:
         self._job_alive = job_alive
         self._clock = clock
 
-    def acquire(self) -> None:
+    async def acquire(self) -> None:
         """Take the lock or raise StateError with one line that says who has it."""
         for _ in range(5):
             if self._link():
@@ -95,11 +97,11 @@ class Lock:
             holder, age = read(self._path, clock=self._clock)
             if holder is None and age is None:
                 continue  # released just now
-            reason = self._dead(holder, age or 0.0)
+            reason = await self._dead(holder, age or 0.0)
             if reason is None:
                 raise self._refusal(holder, age or 0.0)
             log.warning("taking over the lock of %s: %s", holder.describe() if holder else "a damaged lock file", reason)
-            if self._steal(holder):
+            if await self._steal(holder):
                 return
         raise errors.StateError(f"{self._path}: other control planes are starting at the same time", hint="try again in a minute")
 
@@ -118,16 +120,17 @@ class Lock:
         finally:
             os.unlink(temporary)
 
-    def _dead(self, holder: Owner | None, age: float) -> str | None:
+    async def _dead(self, holder: Owner | None, age: float) -> str | None:
         """Return why the lock may be taken over, or None. ``age`` is the time since the lease was renewed, in seconds."""
         expired = age > LEASE_SECONDS
         if holder is None:
             return "it is unreadable and its lease has run out" if expired else None
         if holder.boot and holder.boot == self._owner.boot and process_start(holder.pid) != holder.started:
             return "its process is gone"
-        if holder.job_id and holder.job_id == self._owner.job_id and holder.restart < self._owner.restart:
+        same_cluster = holder.cluster == self._owner.cluster
+        if holder.job_id and same_cluster and holder.job_id == self._owner.job_id and holder.restart < self._owner.restart:
             return "it was an earlier start of this job"
-        alive = self._job_alive(holder.job_id) if holder.job_id else None
+        alive = await self._job_alive(holder.job_id) if holder.job_id and same_cluster else None
         if alive is False:
             return f"job {holder.job_id} has ended"
         if expired and alive is None and not (holder.boot and holder.boot == self._owner.boot):
@@ -142,7 +145,7 @@ class Lock:
         silent = f", which has been silent for {age:.0f} s" if age > LEASE_SECONDS else ""
         return errors.StateError(f"{folder} is in use by the control plane of {holder.describe()}{silent}", hint=remedy)
 
-    def _steal(self, holder: Owner | None) -> bool:
+    async def _steal(self, holder: Owner | None) -> bool:
         """Move the dead lock away, put ours there, and see after a moment whether it stayed."""
         grave = f"{self._path}.{self._owner.token}.dead"
         try:
@@ -160,7 +163,7 @@ class Lock:
         os.unlink(grave)
         if not self._link():
             return False
-        time.sleep(SETTLE_SECONDS)
+        await asyncio.sleep(SETTLE_SECONDS)
         return self.mine()
 
     def mine(self) -> bool:

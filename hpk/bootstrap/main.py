@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shlex
@@ -22,6 +23,7 @@ from hpk import errors, files, paths, procs, tasks
 from hpk.bootstrap import component, components, jobs, kubeconfig, lock, node, objects, pki, runner, statedir
 from hpk.bootstrap.components import coredns, kube_apiserver
 from hpk.kube import client as kube_client
+from hpk.slurm import commands
 
 log = logging.getLogger(__name__)
 
@@ -215,9 +217,9 @@ async def run(args: argparse.Namespace) -> int:
         return 0
     statedir.prepare(where)
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-    owner = lock.Owner.here(this.host, this.job_id, int(restart) if restart.isdigit() else 0)
-    mine = lock.Lock(where.lock, owner, job_alive=jobs.alive)
-    mine.acquire()
+    owner = lock.Owner.here(this.host, os.environ.get("SLURM_CLUSTER_NAME", ""), this.job_id, int(restart) if restart.isdigit() else 0)
+    mine = lock.Lock(where.lock, owner, job_alive=functools.partial(jobs.alive, commands.Slurm(config)))
+    await mine.acquire()
     try:
         await _serve(this, mine)
     finally:

@@ -8,9 +8,11 @@ import collections
 import os
 from typing import Any
 
+from hpk import config as configuration
 from hpk import errors, paths
 from hpk.bootstrap import jobs, lock, statedir, up
 from hpk.kube import client as kube_client
+from hpk.slurm import commands, states
 
 #: Seconds that the API server may take to answer.
 API_TIMEOUT = 10.0
@@ -20,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show what runs and where. Exit code 0 when the cluster is ready, 3 when it is not."
 
 
-def control_plane_line(report: dict[str, Any], holder: lock.Owner | None, age: float | None, job: jobs.Job | None) -> tuple[str, bool]:
+def control_plane_line(report: dict[str, Any], holder: lock.Owner | None, age: float | None, job: commands.Job | None) -> tuple[str, bool]:
     """Return the line about the control plane, and whether it runs, from run/cluster.json, the lock and Slurm (pure)."""
     if holder is None:
         if job is not None:
-            return f"job {job.job_id} is {job.state.lower()}" + (f" ({job.reason})" if job.state == "PENDING" else ""), False
+            return f"job {job.job_id} is {job.state.value}" + (f" ({job.reason})" if job.state is states.JobState.PENDING else ""), False
         last = ""
         if report:
             who = f"job {report['jobID']}" if report.get("jobID") else f"process {report.get('pid')}"
@@ -77,7 +79,7 @@ async def run(args: argparse.Namespace) -> int:
     report = up.read_report(where)
     holder, age = lock.read(where.lock)
     try:
-        job = jobs.control_plane(holder.job_id if holder else "")
+        job = await jobs.control_plane(commands.Slurm(configuration.load(where)), up.known_jobs(where))
     except (errors.SlurmError, errors.MissingTool) as exc:
         print(f"{'Slurm':<22} {exc.message}")
         job = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import os
 import shlex
@@ -14,6 +15,7 @@ from typing import Any
 from hpk import config as configuration
 from hpk import errors, files, paths, procs
 from hpk.bootstrap import jobs, lock, logfiles, statedir
+from hpk.slurm import commands, states
 
 #: Pace of looking at the state directory and of asking Slurm, in seconds.
 LOOK_SECONDS = 0.1
@@ -77,20 +79,27 @@ def read_report(where: paths.Paths) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def running(where: paths.Paths) -> jobs.Job | None:
-    """Return the control plane's live job, if there is one."""
+def known_jobs(where: paths.Paths) -> set[str]:
+    """Return the ids that the state directory knows the control plane's job by."""
     holder, _ = lock.read(where.lock)
-    return jobs.control_plane(holder.job_id if holder else "")
+    found = {holder.job_id} if holder else set()
+    try:
+        found.add(str(files.read_json(where.submitted)["jobID"]))  # type: ignore[index]
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # submitted by hand, or never
+    return found - {""}
 
 
-def submit(where: paths.Paths, script: str, flags: list[str]) -> str:
+async def submit(where: paths.Paths, script: str, flags: list[str]) -> str:
     """Submit the job with this very hpk; return its id."""
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     files.private_dir(where.logs)
     os.environ["HPK_SELF"] = sys.executable
     os.environ["HPK_HOME"] = where.root
     os.environ["PYTHONPATH"] = ":".join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
-    return jobs.submit(script, [f"--output={os.path.join(where.logs, OUTPUT)}", *flags])
+    job_id = await jobs.submit(script, [f"--output={os.path.join(where.logs, OUTPUT)}", *flags])
+    files.write_json(where.submitted, {"jobID": job_id})
+    return job_id
 
 
 def last_words(where: paths.Paths, job_id: str) -> str:
@@ -102,29 +111,29 @@ def last_words(where: paths.Paths, job_id: str) -> str:
     return said.removeprefix("hpk: error: ")
 
 
-def run(args: argparse.Namespace) -> int:
+async def run(args: argparse.Namespace) -> int:
     where = paths.Paths.default()
-    if statedir.check_version(where):
-        configuration.load(where)  # an error in it is better told here than in the job's output
+    statedir.check_version(where)
+    slurm = commands.Slurm(configuration.load(where))
     script = find_script(where, args.script)
     procs.find("sbatch", hint="load the site's Slurm module, or `hpk slurm up` where the site has no Slurm")
     ticker = Ticker(time.monotonic())
-    job = running(where)
+    job = await jobs.control_plane(slurm, known_jobs(where))
     if job is None:
         statedir.prepare(where)
-        job_id = submit(where, script, args.flags)
+        job_id = await submit(where, script, args.flags)
         ticker.tick(f"submitted: job {job_id}")
     else:
         job_id = job.job_id
         ticker.tick(f"job {job_id} is there already")
     if args.no_wait:
         return 0
-    follow(where, job_id, ticker, args.timeout)
+    await follow(slurm, where, job_id, ticker, args.timeout)
     print(f"export KUBECONFIG={shlex.quote(where.kubeconfig)}", flush=True)
     return 0
 
 
-def follow(where: paths.Paths, job_id: str, ticker: Ticker, timeout: float) -> None:
+async def follow(slurm: commands.Slurm, where: paths.Paths, job_id: str, ticker: Ticker, timeout: float) -> None:
     """Wait until job ``job_id`` says that the cluster is ready. Raises StateError when it ends, or after ``timeout`` > 0 seconds."""
     asked, started = 0.0, False
     while True:
@@ -138,25 +147,25 @@ def follow(where: paths.Paths, job_id: str, ticker: Ticker, timeout: float) -> N
                 return
         if time.monotonic() - asked > ASK_SECONDS:
             asked = time.monotonic()
-            started = _ask(where, job_id, ticker, started)
+            started = await _ask(slurm, where, job_id, ticker, started)
         if timeout and time.monotonic() - ticker.began > timeout:
             raise errors.StateError(f"not ready after {timeout:g} s; job {job_id} goes on", hint="`hpk status` shows how far it is")
-        time.sleep(LOOK_SECONDS)
+        await asyncio.sleep(LOOK_SECONDS)
 
 
-def _ask(where: paths.Paths, job_id: str, ticker: Ticker, started: bool) -> bool:
+async def _ask(slurm: commands.Slurm, where: paths.Paths, job_id: str, ticker: Ticker, started: bool) -> bool:
     """Ask Slurm for the job: show why it waits, raise StateError when it has ended; return whether its start was shown."""
     try:
-        job = jobs.get(job_id)
+        job = (await slurm.jobs()).get(job_id)
     except errors.SlurmUnknown as exc:
         ticker.wait(exc.message)  # not an answer: keep waiting
         return started
-    if job is None or job.ended:
+    if job is None or job.state.ended:
         why = last_words(where, job_id)
         raise errors.StateError(
-            f"job {job_id} ended ({job.state if job else 'unknown to Slurm'})" + (f": {why}" if why else ""),
+            f"job {job_id} ended ({job.word if job else 'unknown to Slurm'})" + (f": {why}" if why else ""),
             hint=f"its output: {os.path.join(where.logs, OUTPUT.replace('%j', job_id))}, the parts' logs beside it",
         )
-    if job.state == "PENDING":
+    if job.state is states.JobState.PENDING:
         ticker.wait(f"job {job_id} is queued: {job.reason}")
     return started

@@ -112,9 +112,9 @@ def test_address_of_another_machine(home: pathlib.Path, tools: pathlib.Path) -> 
 def test_state_directory_in_use(home: pathlib.Path, tools: pathlib.Path) -> None:
     image(home)
     script = f"""
-import sys, time
+import asyncio, sys, time
 from hpk.bootstrap import lock
-lock.Lock({str(home / "lock")!r}, lock.Owner.here("c1"), job_alive=lambda job: None).acquire()
+asyncio.run(lock.Lock({str(home / "lock")!r}, lock.Owner.here("c1"), job_alive=None).acquire())
 print(flush=True)
 time.sleep(60)
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import multiprocessing
@@ -17,7 +18,7 @@ from hpk.bootstrap import lock
 
 
 def owner(job_id: str = "", **changes: object) -> lock.Owner:
-    return dataclasses.replace(lock.Owner.here("c1", job_id), **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(lock.Owner.here("c1", "site", job_id), **changes)  # type: ignore[arg-type]
 
 
 def elsewhere(job_id: str = "17", host: str = "c2") -> lock.Owner:
@@ -25,8 +26,15 @@ def elsewhere(job_id: str = "17", host: str = "c2") -> lock.Owner:
     return owner(job_id, host=host, boot="other-boot", pid=4242, started="1")
 
 
+def says(alive: bool | None) -> lock.JobAlive:
+    async def answer(job: str) -> bool | None:
+        return alive
+
+    return answer
+
+
 def make(path: pathlib.Path, who: lock.Owner, alive: bool | None = None, **more: object) -> lock.Lock:
-    return lock.Lock(str(path / "lock"), who, job_alive=lambda job: alive, **more)  # type: ignore[arg-type]
+    return lock.Lock(str(path / "lock"), who, job_alive=says(alive), **more)  # type: ignore[arg-type]
 
 
 def age(path: pathlib.Path, seconds: float) -> None:
@@ -34,92 +42,102 @@ def age(path: pathlib.Path, seconds: float) -> None:
     os.utime(path / "lock", (then, then))
 
 
-def test_second_owner_is_told_who_has_it(tmp_path: pathlib.Path) -> None:
-    make(tmp_path, elsewhere()).acquire()
+async def test_second_owner_is_told_who_has_it(tmp_path: pathlib.Path) -> None:
+    await make(tmp_path, elsewhere()).acquire()
     with pytest.raises(errors.StateError, match=r"in use by the control plane of job 17 on c2") as caught:
-        make(tmp_path, owner("18"), alive=True).acquire()
+        await make(tmp_path, owner("18"), alive=True).acquire()
     assert "hpk down" in (caught.value.hint or "")
     assert os.listdir(tmp_path) == ["lock"]
 
 
-def test_release_frees_it(tmp_path: pathlib.Path) -> None:
+async def test_release_frees_it(tmp_path: pathlib.Path) -> None:
     first = make(tmp_path, elsewhere())
-    first.acquire()
+    await first.acquire()
     first.release()
-    make(tmp_path, owner("18"), alive=True).acquire()
+    await make(tmp_path, owner("18"), alive=True).acquire()
 
 
-def test_live_process_of_this_node_keeps_it(tmp_path: pathlib.Path) -> None:
-    make(tmp_path, owner()).acquire()
+async def test_live_process_of_this_node_keeps_it(tmp_path: pathlib.Path) -> None:
+    await make(tmp_path, owner()).acquire()
     age(tmp_path, 1000)
     with pytest.raises(errors.StateError, match=f"process {os.getpid()} on c1, which has been silent for 1000 s"):
-        make(tmp_path, owner("18")).acquire()
+        await make(tmp_path, owner("18")).acquire()
 
 
 @pytest.mark.parametrize("gone", [{"pid": 2**22 - 1}, {"started": "1"}], ids=["no such process", "number used again"])
-def test_dead_process_of_this_node_loses_it_at_once(tmp_path: pathlib.Path, gone: dict[str, object]) -> None:
-    make(tmp_path, owner("17", **gone)).acquire()
+async def test_dead_process_of_this_node_loses_it_at_once(tmp_path: pathlib.Path, gone: dict[str, object]) -> None:
+    await make(tmp_path, owner("17", **gone)).acquire()
     new = make(tmp_path, owner("18"), alive=True)
-    new.acquire()
+    await new.acquire()
     assert new.mine()
 
 
-def test_ended_job_loses_it_at_once(tmp_path: pathlib.Path) -> None:
-    make(tmp_path, elsewhere()).acquire()
+async def test_ended_job_loses_it_at_once(tmp_path: pathlib.Path) -> None:
+    await make(tmp_path, elsewhere()).acquire()
     new = make(tmp_path, owner("18"), alive=False)
-    new.acquire()
+    await new.acquire()
     assert new.mine()
 
 
-def test_no_answer_from_slurm_is_no_reason_before_the_lease_ends(tmp_path: pathlib.Path) -> None:
-    make(tmp_path, elsewhere()).acquire()
+async def test_no_answer_from_slurm_is_no_reason_before_the_lease_ends(tmp_path: pathlib.Path) -> None:
+    await make(tmp_path, elsewhere()).acquire()
     age(tmp_path, lock.LEASE_SECONDS - 2)
     with pytest.raises(errors.StateError):
-        make(tmp_path, owner("18"), alive=None).acquire()
+        await make(tmp_path, owner("18"), alive=None).acquire()
     age(tmp_path, lock.LEASE_SECONDS + 2)
-    make(tmp_path, owner("18"), alive=None).acquire()
+    await make(tmp_path, owner("18"), alive=None).acquire()
 
 
-def test_job_that_slurm_says_is_there_keeps_it_although_silent(tmp_path: pathlib.Path) -> None:
+async def test_job_that_slurm_says_is_there_keeps_it_although_silent(tmp_path: pathlib.Path) -> None:
     """A suspended job would write again when it wakes up."""
-    make(tmp_path, elsewhere()).acquire()
+    await make(tmp_path, elsewhere()).acquire()
     age(tmp_path, 10 * lock.LEASE_SECONDS)
     with pytest.raises(errors.StateError, match="silent"):
-        make(tmp_path, owner("18"), alive=True).acquire()
+        await make(tmp_path, owner("18"), alive=True).acquire()
 
 
-def test_requeued_job_takes_its_own_lock(tmp_path: pathlib.Path) -> None:
-    make(tmp_path, elsewhere("17")).acquire()
-    make(tmp_path, owner("17", restart=1), alive=True).acquire()
+async def test_slurm_of_another_cluster_knows_nothing_about_the_job(tmp_path: pathlib.Path) -> None:
+    """Two clusters may share a home."""
+    await make(tmp_path, elsewhere("17")).acquire()
+    other = owner("17", cluster="other", restart=1)
+    with pytest.raises(errors.StateError, match="job 17 on c2"):
+        await make(tmp_path, other, alive=False).acquire()
+    age(tmp_path, lock.LEASE_SECONDS + 1)
+    await make(tmp_path, other, alive=True).acquire()
 
 
-def test_same_job_twice_is_two_control_planes(tmp_path: pathlib.Path) -> None:
-    make(tmp_path, elsewhere("17")).acquire()
+async def test_requeued_job_takes_its_own_lock(tmp_path: pathlib.Path) -> None:
+    await make(tmp_path, elsewhere("17")).acquire()
+    await make(tmp_path, owner("17", restart=1), alive=True).acquire()
+
+
+async def test_same_job_twice_is_two_control_planes(tmp_path: pathlib.Path) -> None:
+    await make(tmp_path, elsewhere("17")).acquire()
     with pytest.raises(errors.StateError):
-        make(tmp_path, owner("17"), alive=True).acquire()
+        await make(tmp_path, owner("17"), alive=True).acquire()
 
 
-def test_damaged_lock_is_held_until_its_lease_ends(tmp_path: pathlib.Path) -> None:
+async def test_damaged_lock_is_held_until_its_lease_ends(tmp_path: pathlib.Path) -> None:
     (tmp_path / "lock").write_text("{")
     with pytest.raises(errors.StateError, match="damaged"):
-        make(tmp_path, owner("18")).acquire()
+        await make(tmp_path, owner("18")).acquire()
     age(tmp_path, lock.LEASE_SECONDS + 1)
-    make(tmp_path, owner("18")).acquire()
+    await make(tmp_path, owner("18")).acquire()
 
 
-def test_renew_sets_the_lease(tmp_path: pathlib.Path) -> None:
+async def test_renew_sets_the_lease(tmp_path: pathlib.Path) -> None:
     mine = make(tmp_path, elsewhere())
-    mine.acquire()
+    await mine.acquire()
     age(tmp_path, 50)
     assert mine.renew()
     assert (lock.read(str(tmp_path / "lock"))[1] or 99) < 2
 
 
-def test_owner_notices_that_it_lost_the_lock_and_leaves_the_new_one(tmp_path: pathlib.Path) -> None:
+async def test_owner_notices_that_it_lost_the_lock_and_leaves_the_new_one(tmp_path: pathlib.Path) -> None:
     old = make(tmp_path, elsewhere())
-    old.acquire()
+    await old.acquire()
     new = make(tmp_path, owner("18"), alive=False)
-    new.acquire()
+    await new.acquire()
     assert not old.renew()
     old.release()
     assert new.mine()
@@ -128,8 +146,8 @@ def test_owner_notices_that_it_lost_the_lock_and_leaves_the_new_one(tmp_path: pa
 async def test_keep_returns_when_the_lock_is_another_s(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
     old = make(tmp_path, elsewhere())
-    old.acquire()
-    make(tmp_path, owner("18"), alive=False).acquire()
+    await old.acquire()
+    await make(tmp_path, owner("18"), alive=False).acquire()
     assert await old.keep() == "another control plane has taken the lock"
 
 
@@ -137,7 +155,7 @@ async def test_keep_returns_when_the_disk_fails_for_a_lease(tmp_path: pathlib.Pa
     monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
     seconds = iter(range(0, 10_000, 5))
     mine = make(tmp_path, elsewhere(), clock=lambda: float(next(seconds)))
-    mine.acquire()
+    await mine.acquire()
 
     def fail() -> bool:
         raise OSError(116, "Stale file handle")
@@ -146,7 +164,7 @@ async def test_keep_returns_when_the_disk_fails_for_a_lease(tmp_path: pathlib.Pa
     assert "could not be renewed" in await mine.keep()
 
 
-def test_lock_name_survives_an_nfs_repeat(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lock_name_survives_an_nfs_repeat(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """link(2) may succeed on the server and say EEXIST after a repeated request: the link count tells."""
     real = os.link
 
@@ -156,17 +174,21 @@ def test_lock_name_survives_an_nfs_repeat(tmp_path: pathlib.Path, monkeypatch: p
 
     monkeypatch.setattr(os, "link", link_twice)
     mine = make(tmp_path, owner("18"))
-    mine.acquire()
+    await mine.acquire()
     assert mine.mine()
+
+
+async def _all_but_17(job: str) -> bool | None:
+    return job != "17"
 
 
 def _compete(folder: str, start: object, won: object) -> None:
     start.wait()  # type: ignore[attr-defined]
     # a job and a boot of its own each: the others are known by Slurm's word only, "it is there"
-    who = dataclasses.replace(lock.Owner.here("c1", str(os.getpid())), boot=str(os.getpid()))
-    contender = lock.Lock(os.path.join(folder, "lock"), who, job_alive=lambda job: job != "17")
+    who = dataclasses.replace(lock.Owner.here("c1", "site", str(os.getpid())), boot=str(os.getpid()))
+    contender = lock.Lock(os.path.join(folder, "lock"), who, job_alive=_all_but_17)
     try:
-        contender.acquire()
+        asyncio.run(contender.acquire())
     except errors.StateError:
         return
     time.sleep(1.0)
@@ -175,9 +197,9 @@ def _compete(folder: str, start: object, won: object) -> None:
 
 
 @pytest.mark.parametrize("before", ["free", "dead"])
-def test_of_many_at_once_one_wins(tmp_path: pathlib.Path, before: str) -> None:
+async def test_of_many_at_once_one_wins(tmp_path: pathlib.Path, before: str) -> None:
     if before == "dead":
-        make(tmp_path, elsewhere("17")).acquire()
+        await make(tmp_path, elsewhere("17")).acquire()
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         start, won = manager.Event(), manager.list()
@@ -192,23 +214,23 @@ def test_of_many_at_once_one_wins(tmp_path: pathlib.Path, before: str) -> None:
     assert os.listdir(tmp_path) == ["lock"]
 
 
-def test_a_fresh_lock_moved_away_by_mistake_is_given_back(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fresh_lock_moved_away_by_mistake_is_given_back(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look at the dead lock and its removal another one took it over."""
-    make(tmp_path, elsewhere("17")).acquire()
+    await make(tmp_path, elsewhere("17")).acquire()
     quick = make(tmp_path, owner("18", pid=os.getpid()), alive=False)
     slow = make(tmp_path, owner("19", boot="third"), alive=False)
     real = slow._dead
     done = threading.Event()
 
-    def judge(holder: lock.Owner | None, seconds: float) -> str | None:
-        why = real(holder, seconds)
+    async def judge(holder: lock.Owner | None, seconds: float) -> str | None:
+        why = await real(holder, seconds)
         if not done.is_set():
             done.set()
-            quick.acquire()
-            slow._job_alive = lambda job: job == "18"
+            await quick.acquire()
+            slow._job_alive = says(True)
         return why
 
     monkeypatch.setattr(slow, "_dead", judge)
     with pytest.raises(errors.StateError, match="job 18"):
-        slow.acquire()
+        await slow.acquire()
     assert quick.mine()

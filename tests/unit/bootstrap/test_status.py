@@ -9,10 +9,16 @@ import time
 
 import pytest
 
-from hpk import errors, paths
+from hpk import config, errors, paths
 from hpk.bootstrap import down, jobs, lock, status, up
+from hpk.slurm import commands, states
 
-HOLDER = lock.Owner("c1", "boot", 7, "1", "17", 0, "t")
+
+def job(job_id: str, word: str, comment: str, reason: str = "Priority") -> commands.Job:
+    return commands.Job(job_id, states.parse(word), word, reason, "", "", 0, 0, 0, "hpk", "/", comment)
+
+
+HOLDER = lock.Owner("c1", "boot", 7, "1", "site", "17", 0, "t")
 
 
 @pytest.mark.parametrize(
@@ -35,13 +41,13 @@ HOLDER = lock.Owner("c1", "boot", 7, "1", "17", 0, "t")
             "not running (last: process 7 on c1, failed: no)",
             False,
         ),
-        ({}, None, None, jobs.Job("18", "PENDING", "Priority", "", jobs.COMMENT), "job 18 is pending (Priority)", False),
+        ({}, None, None, job("18", "PENDING", jobs.COMMENT), "job 18 is pending (Priority)", False),
         ({"phase": "ready", "startedAt": "T"}, HOLDER, 3.0, None, "ready, job 17 on c1 since T", True),
         ({"phase": "ready", "startedAt": "T"}, HOLDER, 300.0, None, "job 17 on c1 has been silent for 300 s", False),
     ],
 )
 def test_control_plane_line(
-    report: dict, holder: lock.Owner | None, age: float | None, job: jobs.Job | None, line: str, runs: bool
+    report: dict, holder: lock.Owner | None, age: float | None, job: commands.Job | None, line: str, runs: bool
 ) -> None:
     assert status.control_plane_line(report, holder, age, job) == (line, runs)
 
@@ -65,62 +71,84 @@ def test_script_is_found_beside_the_package(tmp_path: pathlib.Path) -> None:
         up.find_script(where, "/no/such")
 
 
-@pytest.fixture
-def squeue(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A squeue that prints a file, or fails with its text when it begins with "fail"."""
-    answer = tmp_path / "answer"
-    program = tmp_path / "squeue"
-    program.write_text(f'#!/bin/sh\nread -r word rest < {answer}\nif [ "$word" = fail ]; then echo "$rest" >&2; exit 1; fi\ncat {answer}\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    return answer
+class Squeue(commands.Slurm):
+    """Slurm with a scripted answer of squeue; None: no answer."""
+
+    def __init__(self, *answer: commands.Job) -> None:
+        super().__init__(config.Config(), {})
+        self.answer: tuple[commands.Job, ...] | None = answer
+
+    async def jobs(self) -> dict[str, commands.Job]:
+        if self.answer is None:
+            raise errors.SlurmUnknown("squeue: Unable to contact slurm controller")
+        return {job.job_id: job for job in self.answer}
 
 
-def test_the_control_plane_s_job_is_known_by_comment_or_id(squeue: pathlib.Path) -> None:
-    squeue.write_text(
-        "15|COMPLETED|None|c1|hpk control-plane\n16|RUNNING|None|c1|hpk uid=abc\n"
-        "17|RUNNING|None|c1|hpk control-plane\n18|RUNNING|None|c2|my|own\n"
+async def test_the_control_plane_s_job_is_known_by_comment_or_id() -> None:
+    slurm = Squeue(
+        job("15", "COMPLETED", jobs.COMMENT),
+        job("16", "RUNNING", "hpk uid=abc"),
+        job("17", "PENDING", jobs.COMMENT),
+        job("18", "RUNNING", "x"),
     )
-    found = jobs.control_plane()
+    found = await jobs.control_plane(slurm)
     assert found is not None
     assert found.job_id == "17"
-    assert [job.job_id for job in jobs.pods()] == ["16"]
-    found = jobs.control_plane("18")
+    assert [pod.job_id for pod in await jobs.pods(slurm)] == ["16"]
+    found = await jobs.control_plane(slurm, {"18"})
     assert found is not None
     assert found.job_id == "18"
 
 
-def test_unknown_is_not_gone(squeue: pathlib.Path) -> None:
-    squeue.write_text("fail slurm_load_jobs error: Unable to contact slurm controller")
-    assert jobs.alive("17") is None
+async def test_unknown_is_not_gone() -> None:
+    slurm = Squeue(job("17", "COMPLETING", "x"))
+    assert await jobs.alive(slurm, "17") is True
+    slurm.answer = (job("17", "CANCELLED", "x"),)
+    assert await jobs.alive(slurm, "17") is False
+    slurm.answer = ()
+    assert await jobs.alive(slurm, "17") is False
+    slurm.answer = None
+    assert await jobs.alive(slurm, "17") is None
     with pytest.raises(errors.SlurmUnknown):
-        jobs.control_plane()
-    squeue.write_text("fail slurm_load_jobs error: Invalid job id specified")
-    assert jobs.alive("17") is False
-    squeue.write_text("17|COMPLETING|None|c1|x\n")
-    assert jobs.alive("17") is True
-    squeue.write_text("17|CANCELLED|None|c1|x\n")
-    assert jobs.alive("17") is False
+        await jobs.control_plane(slurm)
 
 
-def test_up_tells_why_the_job_ended(squeue: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    squeue.write_text("17|FAILED|NonZeroExitCode|c1|hpk control-plane\n")
+async def test_up_tells_why_the_job_ended(tmp_path: pathlib.Path) -> None:
     where = paths.Paths(str(tmp_path / ".hpk"))
     (tmp_path / ".hpk" / "logs").mkdir(parents=True)
     (tmp_path / ".hpk" / "logs" / "hpk-17.out").write_text("x\nhpk: error: controlPlane.port: port 80 is taken\nhint: choose\n")
+    slurm = Squeue(job("17", "FAILED", jobs.COMMENT))
     with pytest.raises(errors.StateError, match=r"job 17 ended \(FAILED\): controlPlane\.port: port 80 is taken"):
-        up.follow(where, "17", up.Ticker(time.monotonic()), 5.0)
+        await up.follow(slurm, where, "17", up.Ticker(time.monotonic()), 5.0)
 
 
-def test_up_shows_the_reason_of_the_queue_once(squeue: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_up_shows_the_reason_of_the_queue_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(up, "ASK_SECONDS", 0.01)
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    squeue.write_text("17|PENDING|Priority||hpk control-plane\n")
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    slurm = Squeue(job("17", "PENDING", jobs.COMMENT))
     with pytest.raises(errors.StateError, match="not ready after"):
-        up.follow(paths.Paths(str(tmp_path)), "17", up.Ticker(time.monotonic()), 0.5)
-    assert sys.stdout.getvalue().count("job 17 is queued: Priority") == 1  # type: ignore[attr-defined]
+        await up.follow(slurm, paths.Paths(str(tmp_path)), "17", up.Ticker(time.monotonic()), 0.5)
+    assert said.getvalue().count("job 17 is queued: Priority") == 1
 
 
-def test_down_elsewhere_says_where(tmp_path: pathlib.Path) -> None:
+async def test_up_waits_on_while_slurm_does_not_answer(tmp_path: pathlib.Path) -> None:
+    slurm = Squeue()
+    slurm.answer = None
+    with pytest.raises(errors.StateError, match="job 17 goes on"):
+        await up.follow(slurm, paths.Paths(str(tmp_path)), "17", up.Ticker(time.monotonic()), 0.5)
+
+
+def test_jobs_known_to_the_state_directory(tmp_path: pathlib.Path) -> None:
+    where = paths.Paths(str(tmp_path))
+    assert up.known_jobs(where) == set()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "submitted.json").write_text('{"jobID": "17"}')
+    assert up.known_jobs(where) == {"17"}
+    (tmp_path / "run" / "submitted.json").write_text("[")
+    assert up.known_jobs(where) == set()
+
+
+async def test_down_elsewhere_says_where(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.StateError, match="process 7 on no-such-host"):
-        down.end_process(lock.Owner("no-such-host", "b", 7, "1", "", 0, "t"), paths.Paths(str(tmp_path)))
+        await down.end_process(lock.Owner("no-such-host", "b", 7, "1", "", "", 0, "t"), paths.Paths(str(tmp_path)))
