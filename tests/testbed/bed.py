@@ -173,10 +173,12 @@ class Bed:
             registry.push(self.login, images.derive(base, files, config or {}, folder), reference)
 
     def status(self) -> dict[str, str]:
-        """State of each host: ``off``, ``on`` (login) or Slurm's word for the node; empty when the bed is down."""
+        """State and address of each host: ``off``, ``on``, or Slurm's word for the node if it answers; empty when the bed is down."""
         if not self.nodes:
             return {}
-        slurm_states = slurm.states(self.login) if self.login.up else {}
+        slurm_states: dict[str, str] = {}
+        with contextlib.suppress(commands.TestbedError):
+            slurm_states = slurm.states(self.login)
         found = {}
         for name, machine in self.hosts.items():
             found[name] = (slurm_states.get(name, "on") if machine.up else "off") + f" {layout.address(name)}"
