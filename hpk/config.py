@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import os
 import re
 import typing
@@ -201,6 +202,15 @@ def _check(config: Config) -> Config:
     ):
         if value not in known:
             raise errors.InvalidInput(f"{name}: {value!r} is not one of {', '.join(known)}")
+    for name, cidr in (("cluster.serviceCidr", config.cluster.service_cidr), ("cluster.podCidr", config.cluster.pod_cidr)):
+        try:
+            network = ipaddress.ip_network(cidr)
+        except ValueError as exc:
+            raise errors.InvalidInput(f"{name}: {exc}") from exc
+        if not 4 <= network.max_prefixlen - network.prefixlen <= 20:  # kube-apiserver takes no larger one
+            raise errors.InvalidInput(f"{name}: {cidr} must hold between 16 and 2^20 addresses")
+    if not 0 <= config.control_plane.port <= 65535:
+        raise errors.InvalidInput(f"controlPlane.port: {config.control_plane.port} is not a port")
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", config.cluster.node_name):
         raise errors.InvalidInput(f"cluster.nodeName: {config.cluster.node_name!r} is not a DNS name in lower case")
     return config

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -62,6 +63,11 @@ def find_image(where: paths.Paths, config: configuration.Config) -> str:
 def facts(where: paths.Paths, config: configuration.Config) -> component.Run:
     """Look at the node and return the facts of this run. Raises InvalidInput, MissingTool, StateError."""
     binaries = config.control_plane.binaries
+    for path in (where.root, config.control_plane.etcd_dir):
+        if not binaries and re.search(r"[:,\s]", path):
+            raise errors.InvalidInput(
+                f"{path}: Apptainer cannot bind a path with a colon, a comma or a space", hint="set HPK_HOME to another one"
+            )
     try:
         last = files.read_json(where.ports)
     except (OSError, ValueError):

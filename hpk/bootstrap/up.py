@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -14,7 +15,7 @@ from typing import Any
 
 from hpk import config as configuration
 from hpk import errors, files, paths, procs
-from hpk.bootstrap import jobs, lock, logfiles, statedir
+from hpk.bootstrap import jobs, lock, logfiles, node, statedir
 from hpk.slurm import commands, states
 
 #: Pace of looking at the state directory and of asking Slurm, in seconds.
@@ -120,7 +121,12 @@ async def run(args: argparse.Namespace) -> int:
     ticker = Ticker(time.monotonic())
     job = await jobs.control_plane(slurm, known_jobs(where))
     if job is None:
+        holder, _ = lock.read(where.lock)
+        if holder and not holder.job_id and (holder.host != node.host_name() or lock.process_start(holder.pid) == holder.started):
+            raise errors.StateError(f"the control plane runs already: {holder.describe()}", hint="`hpk status` shows it")
         statedir.prepare(where)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(where.cluster_run)  # of a run that is over: its job's number may come again
         job_id = await submit(where, script, args.flags)
         ticker.tick(f"submitted: job {job_id}")
     else:

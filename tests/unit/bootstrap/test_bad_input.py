@@ -133,3 +133,40 @@ def test_script_that_is_not_there(home: pathlib.Path, tools: pathlib.Path) -> No
     code, lines = hpk(home, tools, "up", "--script", "/no/such.sbatch")
     assert code == 1
     assert lines[0] == "hpk: error: --script: /no/such.sbatch does not exist"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cluster: {serviceCidr: 10.96.0.0/8}", "cluster.serviceCidr: 10.96.0.0/8 has host bits set"),
+        ("cluster: {serviceCidr: 10.0.0.0/8}", "cluster.serviceCidr: 10.0.0.0/8 must hold"),
+        ("cluster: {podCidr: pods}", "cluster.podCidr: 'pods' does not appear to be"),
+        ("controlPlane: {port: 70000}", "controlPlane.port: 70000 is not a port"),
+        ("controlPlane: {prot: 1}", "unknown field; did you mean port?"),
+    ],
+)
+def test_configuration(home: pathlib.Path, tools: pathlib.Path, text: str, words: str) -> None:
+    (home / "hpk.yaml").write_text(text + "\n")
+    for command in ("control-plane", "up"):
+        code, lines = hpk(home, tools, command)
+        assert code == 1
+        assert words in lines[0]
+    assert content(home) == {"hpk.yaml"}
+
+
+def test_path_that_apptainer_cannot_bind(tmp_path: pathlib.Path, tools: pathlib.Path) -> None:
+    odd = tmp_path / "a:b"
+    odd.mkdir()
+    code, lines = hpk(odd, tools, "control-plane")
+    assert code == 1
+    assert "colon" in lines[0]
+
+
+def test_up_beside_a_control_plane_run_by_hand(home: pathlib.Path, tools: pathlib.Path) -> None:
+    for name in ("sbatch", "squeue"):
+        (tools / name).write_text("#!/bin/sh\n")
+        (tools / name).chmod(0o755)
+    (home / "lock").write_text('{"host":"c9","boot":"b","pid":7,"started":"1","cluster":"","job_id":"","restart":0,"token":"t"}')
+    code, lines = hpk(home, tools, "up")
+    assert code == 1
+    assert lines[0] == "hpk: error: the control plane runs already: process 7 on c9"
