@@ -68,6 +68,7 @@ class ImageManager:
         self._root = paths.images
         self._temp = config.images.temp_dir or os.path.join(paths.images, "tmp")
         self._failures: dict[str, _Failure] = {}
+        self._refs: dict[tuple[Any, ...], asyncio.Task[dict[str, Any]]] = {}
         self._pulls: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(max(1, config.images.parallel_pulls))
         self._clean = False
@@ -134,6 +135,7 @@ class ImageManager:
         if ref is None or not ask:
             raise errors.HPKError("is not in the cache" if ref is not None else "is not a SIF image or an image folder that can be read")
         found = await registry.resolve(ref, registry.endpoint(ref, self._config), keyrings)
+        assert found is not None
         config = dict(found.config.get("config") or {})
         if not str(config.get("User") or "0").partition(":")[0].isdigit():
             del config["User"]  # its number is inside the image
@@ -189,29 +191,41 @@ class ImageManager:
     async def _pull(
         self, ref: imageref.Reference, image: str, pull_secrets: Sequence[Mapping[str, credentials.Credential]]
     ) -> tuple[ImageInfo, int]:
+        """Bring what ``ref`` names now into the cache; Pods that ask at the same time with the same credentials share the work."""
         where = registry.endpoint(ref, self._config)
-        found = await registry.resolve(ref, where, [*pull_secrets, credentials.own()])
-        info = self._load(ref, image, found.digest, found.manifest)
+        keyrings = [*pull_secrets, credentials.own()]
+        key = (str(ref), *credentials.matching(where.host, where.repository, keyrings))
+        task = self._refs.get(key)
+        if task is None:
+            task = asyncio.create_task(self._update(ref, where, keyrings), name=f"pull {ref}")
+            self._refs[key] = task
+            task.add_done_callback(lambda done: _finished(self._refs, key, done))
+        record = await asyncio.shield(task)  # one Pod that goes away does not end the pull for the others
+        info = self._load(ref, image, record["digest"], record["manifest"])
         if info is None:
-            task = self._pulls.get(found.manifest)
-            if task is None:
-                task = asyncio.create_task(self._fetch(where, found), name=f"pull {ref}")
-                self._pulls[found.manifest] = task
-                task.add_done_callback(lambda done: self._finished(found.manifest, done))
-            await asyncio.shield(task)  # one Pod that goes away does not end the pull for the others
-            info = self._load(ref, image, found.digest, found.manifest)
-            if info is None:
-                raise errors.HPKError(f'failed to pull image "{ref}": its file vanished from {self._root}')
-        files.private_dir(os.path.dirname(self._ref_path(ref)))
-        files.write_json(
-            self._ref_path(ref), {"ref": str(ref), "digest": found.digest, "manifest": found.manifest, "imageSize": found.size}
-        )
-        return info, found.size
+            raise errors.HPKError(f'failed to pull image "{ref}": its file vanished from {self._root}')
+        return info, int(record["imageSize"])
 
-    def _finished(self, manifest: str, task: asyncio.Task[None]) -> None:
-        self._pulls.pop(manifest, None)
-        if not task.cancelled():
-            task.exception()  # told to whoever waits; this keeps asyncio from complaining when nobody does
+    async def _update(
+        self, ref: imageref.Reference, where: registry.Endpoint, keyrings: Sequence[Mapping[str, credentials.Credential]]
+    ) -> dict[str, Any]:
+        record = _read_record(self._ref_path(ref))
+        present = self._find(ref, "") is not None
+        found = await registry.resolve(ref, where, keyrings, known=str(record.get("digest")) if present and record else "")
+        if found is None and record is not None:
+            return record
+        assert found is not None
+        if self._load(ref, "", found.digest, found.manifest) is None:
+            task = self._pulls.get(found.manifest)  # another reference may name the same image
+            if task is None:
+                task = asyncio.create_task(self._fetch(where, found), name=f"fetch {found.manifest}")
+                self._pulls[found.manifest] = task
+                task.add_done_callback(lambda done: _finished(self._pulls, found.manifest, done))
+            await asyncio.shield(task)
+        record = {"ref": str(ref), "digest": found.digest, "manifest": found.manifest, "imageSize": found.size}
+        files.private_dir(os.path.dirname(self._ref_path(ref)))
+        files.write_json(self._ref_path(ref), record)
+        return record
 
     async def _fetch(self, where: registry.Endpoint, found: registry.Image) -> None:
         """Put the image into the cache. Raises HPKError or OSError; then nothing is left of it."""
@@ -265,6 +279,13 @@ class ImageManager:
                 except FileNotFoundError:
                     if time.time() - entry.stat().st_mtime > 60:  # else it is being made just now
                         shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _finished(table: dict[Any, Any], key: Any, task: asyncio.Task[Any]) -> None:
+    """Forget a task that is over. Its exception is told to whoever waits; looking at it keeps asyncio from complaining when nobody does."""
+    table.pop(key, None)
+    if not task.cancelled():
+        task.exception()
 
 
 #: Stands for any reference where only the file matters.

@@ -82,14 +82,23 @@ def architecture() -> tuple[str, str]:
     return _ARCHITECTURES.get(machine, (machine, ""))
 
 
-async def resolve(ref: imageref.Reference, where: Endpoint, keyrings: Iterable[Mapping[str, credentials.Credential]]) -> Image:
-    """Ask the registry for ``ref``. Tries all fitting credentials, then none. Raises RegistryError."""
+async def resolve(
+    ref: imageref.Reference, where: Endpoint, keyrings: Iterable[Mapping[str, credentials.Credential]], *, known: str = ""
+) -> Image | None:
+    """Ask the registry for ``ref``. Tries all fitting credentials, then none. Raises RegistryError.
+
+    With ``known``, a digest, the answer is None when ``ref`` still names that: one small request, which does not count against
+    the limits that public registries put on pulls.
+    """
     tries: list[credentials.Credential | None] = [*credentials.matching(where.host, where.repository, keyrings), None]
     try:
         for credential in tries:
             async with aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True, auto_decompress=True) as session:
                 try:
-                    return await _Conversation(session, ref, where, credential).resolve()
+                    talk = _Conversation(session, ref, where, credential)
+                    if known and await talk.names(known):
+                        return None
+                    return await talk.resolve()
                 except _Denied:
                     if credential is None:
                         raise
@@ -119,7 +128,7 @@ class _Conversation:
             body, digest, kind = await self._manifest(digest)
         if body.get("schemaVersion") != 2 or not isinstance(body.get("config"), dict) or not isinstance(body.get("layers"), list):
             raise self._error(f"manifest {digest} is of an unsupported kind ({kind})")
-        raw = await self._get(f"blobs/{body['config'].get('digest', '')}", "*/*")
+        _, raw = await self._request("GET", f"blobs/{body['config'].get('digest', '')}", "*/*")
         self._verify(raw, str(body["config"].get("digest")))
         config = self._json(raw)
         wanted = architecture()[0]
@@ -129,8 +138,14 @@ class _Conversation:
         size = sum(int(layer.get("size", 0)) for layer in body["layers"] if isinstance(layer, dict))
         return Image(top, digest, config, size, self.credential if self.authorization else None)
 
+    async def names(self, digest: str) -> bool:
+        """Whether the reference names ``digest`` at present; False also where the registry does not say."""
+        accept = ", ".join(_INDEXES + _MANIFESTS)
+        headers, _ = await self._request("HEAD", f"manifests/{self.ref.digest or self.ref.tag}", accept)
+        return headers.get("Docker-Content-Digest") == digest
+
     async def _manifest(self, name: str) -> tuple[dict[str, Any], str, str]:
-        raw = await self._get(f"manifests/{name}", ", ".join(_INDEXES + _MANIFESTS))
+        _, raw = await self._request("GET", f"manifests/{name}", ", ".join(_INDEXES + _MANIFESTS))
         digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
         if ":" in name:
             self._verify(raw, name)
@@ -149,11 +164,11 @@ class _Conversation:
             raise self._error(f"no match for platform linux/{wanted} in manifest")
         return min(fitting, key=lambda item: item[0])[1]
 
-    async def _get(self, path: str, accept: str) -> bytes:
+    async def _request(self, method: str, path: str, accept: str) -> tuple[Mapping[str, str], bytes]:
         url = f"{self.where.url}/{path}"
         for attempt in (1, 2):
             headers = {"Accept": accept, **({"Authorization": self.authorization} if self.authorization else {})}
-            async with self.session.get(url, headers=headers) as response:
+            async with self.session.request(method, url, headers=headers, allow_redirects=True) as response:
                 if response.status == 401 and attempt == 1:
                     challenge = response.headers.getall("WWW-Authenticate", [])
                 elif response.status in (401, 403):
@@ -165,7 +180,7 @@ class _Conversation:
                 elif response.status != 200:
                     raise self._error(f"registry {self.where.host}: unexpected status {response.status} {response.reason}")
                 else:
-                    return await _read(response, self._error("answer is too large for a manifest"))
+                    return response.headers, await _read(response, self._error("answer is too large for a manifest"))
             self.authorization = await self._authorize(challenge)
         raise self._denied()
 

@@ -130,6 +130,17 @@ async def test_policy_always_follows_the_tag(host: str, tmp_path: Any) -> None:
     second = await cache.ensure("moving", policy="Always")
     assert second.path != first.path
     assert os.path.exists(first.path)  # Pods may still run from it
+    asked = []
+
+    async def resolve(self: Any) -> Any:
+        asked.append(self)
+        raise AssertionError("one HEAD is enough for an unchanged tag")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry._Conversation, "resolve", resolve)
+        unchanged = await asyncio.gather(*(cache.ensure("moving", policy="Always") for _ in range(20)))
+    assert {info.path for info in unchanged} == {second.path}
+    assert asked == []
 
 
 async def test_two_processes_pull_once(host: str, tmp_path: Any) -> None:
