@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -19,12 +20,15 @@ SHM = "\ufdd0SHM\ufdd1"
 VARIABLES: Mapping[str, str] = {POD_IP: "HPK_POD_IP", HOST_IP: "HPK_HOST_IP", SCRATCH: "HPK_SCRATCH", SHM: "HPK_SHM"}
 
 
+_SENTINEL = re.compile("|".join(f"({re.escape(sentinel)})" for sentinel in VARIABLES))
+
+
 def shell_quote(word: str) -> str:
     """Quote ``word`` for a shell: everything is literal, except the values above, which become ``"${HPK_...}"``."""
-    quoted = shlex.quote(word)
-    for sentinel, variable in VARIABLES.items():
-        quoted = quoted.replace(sentinel, f"'\"${{{variable}}}\"'")
-    return quoted
+    if not word:
+        return "''"
+    parts = (part for part in _SENTINEL.split(word) if part)
+    return "".join(f'"${{{VARIABLES[part]}}}"' if part in VARIABLES else shlex.quote(part) for part in parts)
 
 
 @dataclasses.dataclass(frozen=True)
