@@ -25,6 +25,8 @@ SITE_BIN = "/opt/hpk/bin"
 USERS = ("alice", "bob")
 LOGIN = "login"
 REGISTRY = "registry:5000"
+#: The same for those who log in, see ``registry``.
+PRIVATE_REGISTRY = "registry:5001"
 MAX_NODES = 100
 
 

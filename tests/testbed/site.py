@@ -21,7 +21,7 @@ sys.exit(main())
 _SITE_CONFIG = f"""\
 # Settings of the site; users may override them in ~/.hpk/hpk.yaml.
 images:
-  insecure: ["{layout.REGISTRY}"]
+  insecure: ["{layout.REGISTRY}", "{layout.PRIVATE_REGISTRY}"]
   mirrors:
     docker.io: {layout.REGISTRY}/docker.io
     registry.k8s.io: {layout.REGISTRY}/registry.k8s.io
