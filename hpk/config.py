@@ -53,7 +53,9 @@ class ControlPlaneConfig:
     image_source: str = "release"
     """How ``hpk image build`` gets the binaries: ``release`` or ``source``."""
     release_mirror: str = ""
-    """Base URL that replaces the official hosts of the release files; empty: the official ones."""
+    """Base URL (or folder) that has the release files by host and path; empty: the official hosts."""
+    release_checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Release file (``hpk image files``) to its ``sha256:HEX`` or ``sha512:HEX``: for files whose checksum HPK does not know."""
     address: str = ""
     """Address of the control-plane node that compute and login nodes reach; empty: that of the node's host name."""
     port: int = 0

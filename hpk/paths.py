@@ -1,6 +1,6 @@
 """Every path below the state directory, in one place. docs/state-directory.md tells what each file is for.
 
-Nothing here touches the disk, except ``state_dir()`` which asks the environment.
+Nothing here touches the disk; ``state_dir()`` and ``cache_dir()`` ask the environment.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ SITE_CONFIG = "/etc/hpk/hpk.yaml"
 def state_dir() -> str:
     """``$HPK_HOME``, or ``~/.hpk``. Absolute, since it goes into job scripts."""
     return os.path.abspath(os.environ.get("HPK_HOME") or os.path.join(os.path.expanduser("~"), ".hpk"))
+
+
+def cache_dir() -> str:
+    """``$HPK_CACHE``, or ``hpk`` in the user's cache folder: what can be fetched or built again (programs of the control-plane image)."""
+    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "hpk")
+    return os.path.abspath(os.environ.get("HPK_CACHE") or default)
 
 
 @dataclasses.dataclass(frozen=True)
