@@ -77,6 +77,8 @@ def _check_pod(spec: Object, config: configuration.Config) -> None:
         raise errors.Rejected("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS")
     if spec.get("hostPID"):
         raise _refuse("spec.hostPID", "the node's process namespace needs privileges that HPK does not have; remove the field")
+    if spec.get("shareProcessNamespace"):
+        raise _refuse("spec.shareProcessNamespace", "each container has processes of its own; remove the field")
     if spec.get("resourceClaims"):
         raise _refuse("spec.resourceClaims", "dynamic resource allocation is not supported; ask for devices with resources.limits")
     security = spec.get("securityContext") or {}

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 Object = Mapping[str, Any]
 
+#: Handlers of RuntimeClasses that mean the runtime there is.
+RUNTIME_HANDLERS = ("apptainer", "singularity")
 #: How long a Pod waits for the list of Services, which is needed for its environment.
 _SERVICES_TIMEOUT = 10.0
 #: The API server lets a node read what its Pods refer to, but learns of a new Pod a moment after us: seconds between tries.
@@ -59,6 +61,8 @@ class Preparer:
         """Write what the job needs below the Pod's folder and return the plan. Raises NotReady and Rejected."""
         metadata, spec = pod["metadata"], pod["spec"]
         pod_dir = self._paths.pod(metadata["namespace"], metadata["name"], metadata["uid"])
+        if spec.get("runtimeClassName"):
+            await self._check_runtime_class(spec["runtimeClassName"])
         try:
             for folder in (pod_dir.root, pod_dir.etc, os.path.dirname(pod_dir.env("x")), os.path.dirname(pod_dir.volume("x"))):
                 files.private_dir(folder)
@@ -95,6 +99,19 @@ class Preparer:
         """Drop what is remembered of a Pod that is gone."""
         self._tokens.forget(uid)
         self._images.forget(uid)
+
+    async def _check_runtime_class(self, name: str) -> None:
+        """There is one runtime: a class asks for another unless its handler is named as that one."""
+        path = kube_client.path("node.k8s.io/v1", "runtimeclasses", None, name)
+        try:
+            handler = str((await self._client.get(path)).get("handler"))
+        except errors.APIError as exc:
+            raise errors.NotReady(
+                "ContainerCreating", f"Failed to get runtime class: {exc.message}", event="FailedCreatePodSandBox"
+            ) from exc
+        if handler not in RUNTIME_HANDLERS:
+            message = f'Failed to create pod sandbox: no runtime for "{handler}" is configured (there is: {", ".join(RUNTIME_HANDLERS)})'
+            raise errors.NotReady("ContainerCreating", message, event="FailedCreatePodSandBox")
 
     # -- objects -------------------------------------------------------------------------------------------------------
 

@@ -174,6 +174,19 @@ async def test_missing_service_account_claim_and_foreign_secrets(
     assert caught.value.event == "FailedMount"
 
 
+async def test_runtime_classes(preparer: prepare.Preparer, admin: kube_client.Client, namespace: str, image: str) -> None:
+    classes = "/apis/node.k8s.io/v1/runtimeclasses"
+    for handler in ("kata", "apptainer"):
+        await admin.create(classes, {"metadata": {"name": f"{handler}-{namespace}"}, "handler": handler})
+    pod = await create(admin, namespace, image, automountServiceAccountToken=False)
+    pod["spec"]["runtimeClassName"] = f"apptainer-{namespace}"
+    await preparer.prepare(pod)
+    pod["spec"]["runtimeClassName"] = f"kata-{namespace}"
+    with pytest.raises(errors.NotReady, match='no runtime for "kata" is configured') as caught:
+        await preparer.prepare(pod)
+    assert caught.value.event == "FailedCreatePodSandBox"
+
+
 async def test_claims(preparer: prepare.Preparer, admin: kube_client.Client, namespace: str, image: str, tmp_path: pathlib.Path) -> None:
     name = f"pv-{namespace}"
     common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}

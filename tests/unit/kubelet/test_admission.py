@@ -23,7 +23,7 @@ def container(**fields: Any) -> dict[str, Any]:
 
 ALLOWED = [
     pod(),
-    pod(hostNetwork=True, hostIPC=True, hostUsers=False, shareProcessNamespace=True),
+    pod(hostNetwork=True, hostIPC=True, hostUsers=False, shareProcessNamespace=False),
     pod(
         securityContext={
             "runAsUser": 1000,
@@ -52,6 +52,7 @@ def test_allowed(case: dict[str, Any]) -> None:
 
 REFUSED = [
     (pod(hostPID=True), "UnsupportedPodSpec", "spec.hostPID:"),
+    (pod(shareProcessNamespace=True), "UnsupportedPodSpec", "spec.shareProcessNamespace:"),
     (pod(os={"name": "windows"}), "PodOSNotSupported", "OS field doesn't match"),
     (pod(resourceClaims=[{"name": "gpu"}]), "UnsupportedPodSpec", "spec.resourceClaims:"),
     (pod(securityContext={"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}), "SysctlForbidden", "kernel.msgmax"),
