@@ -10,9 +10,11 @@ import dataclasses
 import platform
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from hpk import __version__
+from hpk.kube import quantity
 
 if TYPE_CHECKING:
     from hpk.slurm import commands
@@ -174,7 +176,14 @@ def changed(new: Object, old: Object) -> bool:
     information = {field: value for field, value in new["nodeInfo"].items() if value}
     if any((old.get("nodeInfo") or {}).get(field) != value for field, value in information.items()):
         return True
-    return any(new[field] != (old.get(field) or {}) for field in ("capacity", "allocatable", "addresses", "daemonEndpoints"))
+    if any(_amounts(new[field]) != _amounts(old.get(field) or {}) for field in ("capacity", "allocatable")):
+        return True
+    return any(new[field] != old.get(field) for field in ("addresses", "daemonEndpoints"))
+
+
+def _amounts(resources: Mapping[str, str]) -> dict[str, Fraction]:
+    """Values, since the API server writes 1024Ki as 1Mi."""
+    return {name: quantity.parse(text) for name, text in resources.items()}
 
 
 def patch(new: Object, old: Object, now: str) -> Object:

@@ -110,7 +110,7 @@ class APIServer:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._etcd_port, self._peer_port = free_port(), free_port()
         self._server = self.authority.issue("server", "kube-apiserver", hosts=("127.0.0.1", "localhost"))
-        self.kubelet_client = self.authority.issue("kubelet-client", "kube-apiserver-kubelet-client", "kubeadm:cluster-admins")
+        self.kubelet_client = self.authority.issue("kubelet-client", "kube-apiserver-kubelet-client", "system:masters")
         self._service_accounts = self.authority.issue("service-accounts", "service-accounts")
         self.admin = self.kubeconfig("kubernetes-admin", "system:masters")
 
