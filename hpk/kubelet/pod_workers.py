@@ -1,0 +1,631 @@
+"""One worker per Pod UID: brings the Pod to a Slurm job, follows it, ends it, tells the API what became of it.
+
+States as in upstream's pod_workers.go:
+
+    SYNC          admission, preparation, submission (provider.py), then the job is followed
+    TERMINATING   the Pod is to end: its supervisor is asked, then Slurm
+    TERMINATED    nothing of it runs any more; its last status is written; deleted from the API when that is wanted
+
+A worker is a task that sleeps until something is told to it: a change of the Pod, a report of its supervisor, a change of its job
+in Slurm. What it does next depends on the present facts only, so a worker that starts over (kubelet restart, a defect) adopts
+what it finds on disk and in Slurm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import enum
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hpk import config as configuration
+from hpk import errors, files, logs, paths, records, tasks
+from hpk.kube import client as kube_client
+from hpk.kube import errors as kube_errors
+from hpk.kube import events
+from hpk.kubelet import admission, channel, faults, outcome, pleg, podplan, provider, status, status_manager, stopping
+from hpk.slurm import commands, states
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+#: Pauses between attempts in seconds: for what a Pod waits for (upstream: up to two minutes), and for Slurm's refusals.
+FIRST_PAUSE = 1.0
+MAX_PAUSE = 10.0
+MAX_REFUSED_PAUSE = 120.0
+#: Seconds for which the end of a job without a final report waits for one on disk: shared homes show files late.
+REPORT_SECONDS = 10.0
+#: Seconds for which a final report waits for Slurm's word where it matters (outcome.needs_slurm).
+VERDICT_SECONDS = 5.0
+#: Seconds after a final report in which the job must end by itself.
+LINGER_SECONDS = 30.0
+#: A queued job becomes an Event after so many seconds; its expected start is told anew not more often than this.
+QUEUED_EVENT_SECONDS = 2.0
+EXPECTED_START_SECONDS = 60.0
+#: Preparations at the same time.
+PARALLEL_PREPARATIONS = 64
+
+DEADLINE_MESSAGE = "Pod was active on the node longer than the specified deadline"
+
+
+class WorkerState(enum.Enum):
+    SYNC = "SyncPod"
+    TERMINATING = "TerminatingPod"
+    TERMINATED = "TerminatedPod"
+
+
+@dataclasses.dataclass
+class Kit:
+    """What all workers share."""
+
+    client: kube_client.Client
+    config: configuration.Config
+    paths: paths.Paths
+    recorder: events.Recorder
+    slurm: commands.Slurm
+    provider: provider.SlurmProvider
+    pleg: pleg.Pleg
+    statuses: status_manager.StatusManager
+    channels: channel.ChannelServer
+    prepare: Callable[[Object], Awaitable[podplan.PodPlan]]
+    forget: Callable[[str], None]
+    first_look: Callable[[], Awaitable[dict[str, list[commands.Job]]]]
+    """Jobs by Pod UID that Slurm had when this kubelet started; waits until Slurm has answered once."""
+    events_since: float = 0.0
+    """Events of reports that are older were recorded by an earlier kubelet. Seconds since the epoch."""
+    preparations: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(PARALLEL_PREPARATIONS))
+
+
+class PodWorker:
+    """``pod`` is the latest known object; ``gone``: the API has it no more."""
+
+    def __init__(self, kit: Kit, pod: Object, *, gone: bool = False) -> None:
+        self._kit = kit
+        self.pod = pod
+        self.gone = gone
+        metadata = pod["metadata"]
+        self.uid: str = metadata["uid"]
+        self.namespace: str = metadata["namespace"]
+        self.name: str = metadata["name"]
+        self.dir = kit.paths.pod(self.namespace, self.name, self.uid)
+        self.state = WorkerState.SYNC
+        self.submission = provider.Submission()
+        self.job: commands.Job | None = None
+        self.report: Object | None = None
+        self.ended: status.Ended | None = None
+        self._waiting = status.Waiting()
+        self._queued: tuple[str, str] | None = None
+        self._queued_told = ("", 0.0)
+        self._queued_since = 0.0
+        self._plan: Object | None = None
+        self._conditions: dict[str, Object] = {}
+        self._wake = asyncio.Event()
+        self._stop: stopping.Stopper | None = None
+        self._event_seq = 0
+        self._job_end_seen = 0.0
+        self._final_seen = 0.0
+        self.start_time = (pod.get("status") or {}).get("startTime") or records.now()
+
+    # -- what is told to it: never blocks ------------------------------------------------------------------------------
+
+    def update(self, pod: Object) -> None:
+        self.pod = pod
+        self._wake.set()
+
+    def removed(self, last: Object) -> None:
+        self.pod = last
+        self.gone = True
+        self._wake.set()
+
+    def on_report(self, report: Object) -> None:
+        if self.report is not None and int(report.get("seq") or 0) < int(self.report.get("seq") or 0):
+            return
+        if self.report is None and report.get("jobID") and not self.submission.job_id:
+            self.submission.job_id = str(report["jobID"])
+        self.report = report
+        self._record_events(report)
+        self._wake.set()
+
+    def on_job(self, job: commands.Job) -> None:
+        self.job = job
+        self._wake.set()
+
+    def on_channel(self) -> None:
+        """The supervisor has connected, or the connection ended."""
+        self._kit.pleg.poke()
+        self._wake.set()
+
+    # -- the life ------------------------------------------------------------------------------------------------------
+
+    @property
+    def deleted(self) -> bool:
+        """Somebody deleted the Pod, gracefully or by force."""
+        return self.gone or bool(self.pod["metadata"].get("deletionTimestamp"))
+
+    async def run(self) -> None:
+        """The Pod's whole life; returns when nothing of the Pod is left, here or in the API."""
+        with logs.pod_context(self.namespace, self.name):
+            pause = FIRST_PAUSE
+            while True:
+                try:
+                    await self._life()
+                    return
+                except errors.HPKError as exc:
+                    log.warning("%s; starting over", exc.message)
+                except OSError as exc:
+                    log.warning("%s; starting over", exc)
+                except Exception:
+                    log.exception("worker failed, starting over")
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, MAX_REFUSED_PAUSE)
+
+    async def _life(self) -> None:
+        await self._adopt()
+        if self.state is not WorkerState.TERMINATED:
+            if not self._has_job():
+                await self._begin()
+            if self.ended is None:
+                await self._follow()
+            self._finished()
+        await self._await_deletion()
+        await self._remove()
+
+    def _has_job(self) -> bool:
+        return bool(self.submission.job_id) and self.submission.state != "refused"
+
+    async def _adopt(self) -> None:
+        """Find out what is there: from an earlier kubelet, or from an earlier try of this worker."""
+        self._conditions = status.conditions(self.pod.get("status") or {})
+        self.submission = self._kit.provider.read(self.dir)
+        report = self._kit.provider.report(self.dir)
+        if report is not None:
+            self.on_report(report)
+        if self.submission.in_doubt:
+            self._show(status.Waiting())
+            await self._settle_doubt()
+        elif not self._has_job() and report is not None and report.get("jobID"):
+            self.submission.job_id, self.submission.state = str(report["jobID"]), "submitted"
+        if self._has_job():
+            self._kit.pleg.track(self.uid, self.submission.job_id)
+        phase = (self.pod.get("status") or {}).get("phase")
+        if phase in status.TERMINAL:
+            if self._has_job() and not outcome.final(self.report):
+                await self._quiet_end()
+            self.state = WorkerState.TERMINATED
+
+    async def _settle_doubt(self) -> None:
+        job_id = await self._kit.provider.locate(self.uid, self.dir)
+        if job_id:
+            log.info("found Slurm job %s", job_id)
+            self.submission.state, self.submission.job_id = "submitted", job_id
+        else:
+            log.info("there is no Slurm job of this Pod: it may be submitted")
+            self.submission.state, self.submission.job_id = "refused", ""
+        await self._kit.provider.save(self.uid, self.dir, self.submission)
+        if job_id:
+            self._submitted()
+
+    # -- until there is a job --------------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """Admission, preparation, submission, until there is a job or it is clear that there will be none."""
+        pause = FIRST_PAUSE
+        while True:
+            if self.deleted:
+                self.ended = status.Ended("Failed")
+                return
+            if self._deadline_left() <= 0:
+                self.ended = status.Ended("Failed", "DeadlineExceeded", DEADLINE_MESSAGE)
+                self._event("Normal", "DeadlineExceeded", DEADLINE_MESSAGE)
+                return
+            longest = MAX_PAUSE
+            try:
+                admission.check(self.pod, self._kit.config)
+                self._show(self._waiting)
+                if not await self._unless_deleted(self._prepare()):
+                    continue
+                self._waiting = status.Waiting()
+                await self._submit()
+                return
+            except errors.Rejected as exc:
+                self._event("Warning", exc.reason, exc.message)
+                self.ended = status.Ended("Failed", exc.reason, exc.message, never_ran=True)
+                return
+            except errors.InvalidInput as exc:
+                self._event("Warning", "InvalidSlurmFlags", exc.message)
+                self.ended = status.Ended("Failed", "InvalidSlurmFlags", exc.message, never_ran=True)
+                return
+            except errors.NotReady as exc:
+                self._waiting = status.Waiting(exc.reason, exc.message, exc.container)
+                if exc.event:
+                    self._event("Warning", exc.event, exc.message, container=exc.container or "")
+            except commands.Refused as exc:
+                if exc.permanent:
+                    self._refuse(exc.message)
+                    return
+                longest = MAX_REFUSED_PAUSE
+                self._queued = ("SlurmRefused", f"Slurm does not take the job now: {exc.message}")
+                self._event("Warning", "SlurmRefused", f"{self._queued[1]}; trying again")
+            except errors.SlurmUnknown as exc:
+                self._queued = ("SlurmUnreachable", f"Slurm does not answer: {exc.message}")
+                self._event("Warning", "SlurmUnreachable", self._queued[1])
+                self._show(self._waiting)
+                await self._settle_doubt()
+                if self._has_job():
+                    return
+                continue
+            except errors.MissingTool as exc:
+                self._queued = ("SlurmUnreachable", exc.message)
+                self._event("Warning", "SlurmUnreachable", exc.message)
+            except errors.APIError as exc:
+                log.warning("%s", exc.message)
+            except OSError as exc:
+                message = f"cannot write the Pod's files: {exc.strerror or exc}: {exc.filename or self.dir.root}"
+                self._event("Warning", "FailedCreatePodSandBox", message)
+                self._queued = ("StateDirectory", message)
+            self._show(self._waiting)
+            await self._pause(min(pause, self._deadline_left()))
+            pause = min(pause * 2, longest)
+
+    async def _prepare(self) -> None:
+        async with self._kit.preparations:
+            pod_status = {**(self.pod.get("status") or {}), "startTime": self.start_time}
+            plan = await self._kit.prepare({**self.pod, "status": pod_status})
+            await asyncio.to_thread(self._kit.provider.write, self.dir, plan)
+            self._plan = None
+
+    async def _submit(self) -> None:
+        known = (await self._kit.first_look()).get(self.uid)
+        if known and not self.submission.attempt:  # the folder was lost, the job was not
+            self.submission.state, self.submission.job_id = "submitted", known[0].job_id
+            await self._kit.provider.save(self.uid, self.dir, self.submission)
+            self._submitted()
+            return
+        await self._kit.provider.submit(self.uid, self.dir, self.submission)
+        self._event("Normal", "SlurmSubmitted", f"Submitted Slurm job {self.submission.job_id}")
+        self._submitted()
+
+    def _submitted(self) -> None:
+        self._queued = None
+        self._queued_since = time.monotonic()
+        self._kit.pleg.track(self.uid, self.submission.job_id)
+
+    def _refuse(self, words: str) -> None:
+        message = f"Slurm refused the job: {words}"
+        if "node configuration is not available" in words or "can not be satisfied" in words:
+            message += " (it asks for more than any node has)"
+        self._event("Warning", "SlurmRefused", message)
+        self.ended = status.Ended("Failed", "SlurmRefused", message, never_ran=True)
+
+    async def _unless_deleted(self, work: Awaitable[None]) -> bool:
+        """Do ``work``, which may be cancelled; False when the Pod was deleted, or ran out of time, meanwhile."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                self._wake.clear()
+                if self.deleted or self._deadline_left() <= 0:
+                    return False
+                woken = asyncio.ensure_future(self._wake.wait())
+                await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED, timeout=min(self._deadline_left(), 3600))
+                woken.cancel()
+            await task
+            return True
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but not through a deletion or a change of the Pod's spec."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        generation = self.pod["metadata"].get("generation")
+        while loop.time() < end and not self.deleted and self.pod["metadata"].get("generation") == generation:
+            self._wake.clear()
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(0.01, end - loop.time()))
+
+    def _deadline_left(self) -> float:
+        """Seconds until activeDeadlineSeconds have passed since the Pod's start; infinite without it."""
+        seconds = self.pod["spec"].get("activeDeadlineSeconds")
+        return float("inf") if seconds is None else stopping.epoch(self.start_time) + float(seconds) - time.time()
+
+    # -- while there is a job ----------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Until the Pod has ended: ``self.ended`` says how."""
+        while True:
+            self._wake.clear()
+            wait = await self._step()
+            if self.ended is not None:
+                return
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), None if wait == float("inf") else max(wait, 0.01))
+
+    async def _step(self) -> float:
+        """Look at the facts, do what they ask for; the seconds after which to look again."""
+        now = time.monotonic()
+        wait = float("inf")
+        stop = self._stop.stop if self._stop else None
+        job_ended = self.job is not None and self.job.state.ended
+        if job_ended and self.job is not None and self.job.state is states.JobState.GONE and self._kit.channels.connected(self.uid):
+            job_ended = False  # it speaks to us
+        if outcome.final(self.report):
+            assert self.report is not None
+            self._final_seen = self._final_seen or now
+            left = self._final_seen + VERDICT_SECONDS - now
+            if job_ended or stop is not None or left <= 0 or not outcome.needs_slurm(self.report):
+                self.ended = outcome.ended(self.job if job_ended else None, self.report, stop)
+                return 0
+            self._kit.pleg.poke()
+            return left
+        if job_ended:
+            self._job_end_seen = self._job_end_seen or now
+            report = self._kit.provider.report(self.dir)
+            if report is not None and outcome.final(report):
+                self.on_report(report)
+                return 0
+            never_began = self.report is None and report is None and self.job is not None and self.job.nodes in ("", "None assigned")
+            if now - self._job_end_seen >= REPORT_SECONDS or never_began:
+                self.ended = outcome.ended(self.job, self.report, stop, self._kit.provider.output(self.dir))
+                return 0
+            return min(1.0, REPORT_SECONDS)
+        await self._check_queue()
+        if self.ended is not None:
+            return 0
+        if self._must_stop():
+            assert self._stop is not None
+            wait = await self._stop.act(self)
+        elif (left := self._deadline_left()) != float("inf"):
+            wait = max(left, 0.0)
+        self._show(self._waiting)
+        if self._queued_since and self._is_queued():
+            wait = min(wait, EXPECTED_START_SECONDS)
+        return wait
+
+    def _is_queued(self) -> bool:
+        return self.report is None and (self.job is None or self.job.state is states.JobState.PENDING)
+
+    def _must_stop(self) -> bool:
+        """Decide whether the Pod is to end, and how much time it has."""
+        if self.deleted:
+            grace = stopping.grace_of_deletion(self.pod)
+            if self._stop is None or self._stop.stop.reason:
+                self.state = WorkerState.TERMINATING
+                self._event_killing()
+                self._stop = stopping.Stopper(outcome.Stop(), grace)
+            else:
+                self._stop.shorten(grace)
+        elif self._stop is None and self._deadline_left() <= (0 if self._is_queued() else -stopping.DEADLINE_SLACK):
+            self.state = WorkerState.TERMINATING
+            self._event("Normal", "DeadlineExceeded", DEADLINE_MESSAGE)
+            self._stop = stopping.Stopper(outcome.Stop("DeadlineExceeded", DEADLINE_MESSAGE), stopping.grace_of_spec(self.pod))
+        return self._stop is not None
+
+    def _event_killing(self) -> None:
+        """As upstream: one Killing for each container that runs. The supervisor does not know of a deletion before we tell it."""
+        for container in (self.report or {}).get("containerStatuses") or []:
+            if "running" in (container.get("state") or {}):
+                self._event("Normal", "Killing", f"Stopping container {container['name']}", container=container["name"])
+
+    async def _check_queue(self) -> None:
+        """Tell why Slurm lets the job wait: in a condition, and as one Event for each reason."""
+        if not self._is_queued() or self.job is None or self.job.state is not states.JobState.PENDING:
+            if not self._is_queued():
+                self._queued = None
+            return
+        job, now = self.job, time.monotonic()
+        text = f"Slurm job {job.job_id} waits in the queue: {job.reason}"
+        reason, told_at = self._queued_told
+        if job.reason == reason and now - told_at < EXPECTED_START_SECONDS and self._queued is not None:
+            return
+        if job.start:
+            text += f"; expected start {records.now(job.start)}"
+        self._queued = ("SlurmQueued", text)
+        if job.reason == reason or (job.reason == "None" and now - self._queued_since < QUEUED_EVENT_SECONDS):
+            self._queued_told = (reason, now)
+            return
+        self._queued_told = (job.reason, now)
+        ordinary = job.reason in states.ORDINARY_REASONS
+        if not ordinary or now - self._queued_since >= QUEUED_EVENT_SECONDS:
+            self._event("Normal" if ordinary else "Warning", "SlurmQueued", text)
+        if job.reason in states.DOUBTFUL_REASONS and not self.deleted:
+            await self._test_size(job)
+
+    async def _test_size(self, job: commands.Job) -> None:
+        """Slurm took a job of which it now says that its nodes cannot be had: ask whether they ever could."""
+        try:
+            await self._kit.slurm.test(self.dir.script)
+        except commands.Refused as exc:
+            if exc.permanent:
+                await self._kit.slurm.cancel(job.job_id)
+                self._refuse(exc.message)
+        except errors.SlurmUnknown as exc:
+            log.info("%s", exc.message)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _finished(self) -> None:
+        """Nothing runs any more: the last status."""
+        self.state = WorkerState.TERMINATED
+        self._queued = None
+        if not self.gone:
+            self._show(self._waiting)
+
+    async def _quiet_end(self) -> None:
+        """The API says that the Pod has ended: make sure of it, whatever became of the job."""
+        while not outcome.final(self.report) and not (self.job is not None and self.job.state.ended):
+            self._wake.clear()
+            if self.job is not None:
+                with contextlib.suppress(errors.SlurmUnknown):
+                    await self._kit.slurm.cancel(self.submission.job_id)
+                self._kit.pleg.poke()
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), LINGER_SECONDS)
+
+    async def _await_deletion(self) -> None:
+        """Keep the folder (logs) while the Pod is in the API; when it is to be deleted and its last status is there, delete it."""
+        await self._job_gone()
+        while not self.gone:
+            self._wake.clear()
+            if self.deleted:
+                await self._kit.statuses.sent(self.uid)
+                if not self.gone and await self._delete():
+                    return
+            else:
+                await self._wake.wait()
+
+    async def _job_gone(self) -> None:
+        """Wait for the job's own end, so that nothing of it works in the folder; a job that lingers is cancelled."""
+        if not self._has_job():
+            return
+        begin = time.monotonic()
+        while self.job is None or not self.job.state.ended:
+            self._wake.clear()
+            self._kit.pleg.poke()
+            overdue = time.monotonic() - begin >= LINGER_SECONDS
+            if overdue:
+                log.warning("Slurm job %s goes on after the Pod's end: cancelled", self.submission.job_id)
+                with contextlib.suppress(errors.SlurmUnknown):
+                    await self._kit.slurm.cancel(self.submission.job_id)
+                begin = time.monotonic()
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), LINGER_SECONDS)
+        self._kit.pleg.untrack(self.uid)
+
+    async def _delete(self) -> bool:
+        """Remove the object from the API. False: try again."""
+        faults.point("before-delete")
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}}
+        try:
+            await self._kit.client.delete(kube_client.pods_path(self.namespace, self.name), options)
+        except (kube_errors.NotFound, kube_errors.Conflict):
+            return True  # gone, or another one by now
+        except errors.APIError as exc:
+            log.warning("cannot delete the Pod: %s", exc.message)
+            await asyncio.sleep(FIRST_PAUSE)
+            return False
+        # finalizers may hold it back: then the watch tells when it has gone
+        while not self.gone:
+            self._wake.clear()
+            await self._wake.wait()
+        return True
+
+    async def _remove(self) -> None:
+        self._kit.pleg.untrack(self.uid)
+        self._kit.statuses.forget(self.uid)
+        self._kit.forget(self.uid)
+        await asyncio.to_thread(shutil.rmtree, self.dir.root, True)
+
+    # -- telling -------------------------------------------------------------------------------------------------------
+
+    def _show(self, waiting: status.Waiting) -> None:
+        """Make the status of the present facts known."""
+        if self.gone or (self.pod.get("status") or {}).get("phase") in status.TERMINAL:
+            return
+        images, users = self._from_plan() if self.report is not None else ({}, {})
+        facts = status.Facts(
+            now=records.now(),
+            start_time=self.start_time,
+            report=self.report,
+            ended=self.ended,
+            waiting=waiting,
+            queued=self._queued,
+            images=images,
+            users=users,
+        )
+        before = {**status.conditions(self.pod.get("status") or {}), **self._conditions}
+        made = status.build(self.pod, facts, before)
+        self._conditions = status.conditions(made)
+        self._kit.statuses.set(self.pod, made)
+
+    def _from_plan(self) -> tuple[dict[str, str], dict[str, Object]]:
+        """imageID and user of each container, as planned; read once."""
+        if self._plan is None:
+            try:
+                plan = files.read_json(self.dir.plan) or {}
+            except (ValueError, OSError) as exc:
+                log.warning("%s: %s", self.dir.plan, exc)
+                plan = {}
+            containers = [*(plan.get("initContainers") or []), *(plan.get("containers") or [])]
+            self._plan = {item["name"]: (item.get("imageID") or "", status.linux_user(item)) for item in containers}
+        return {name: image for name, (image, _) in self._plan.items()}, {name: user for name, (_, user) in self._plan.items()}
+
+    def _event(self, kind: str, reason: str, message: str, *, container: str = "") -> None:
+        self._kit.recorder.event(self.pod, kind, reason, message, field_path=self._field(container))
+
+    def _field(self, container: str) -> str:
+        if not container:
+            return ""
+        inits = self.pod["spec"].get("initContainers") or []
+        kind = "initContainers" if any(item["name"] == container for item in inits) else "containers"
+        return f"spec.{kind}{{{container}}}"
+
+    def _record_events(self, report: Object) -> None:
+        for event in report.get("events") or []:
+            seq = int(event.get("seq") or 0)
+            if seq <= self._event_seq:
+                continue
+            self._event_seq = seq
+            if stopping.epoch(str(event.get("time") or "")) >= self._kit.events_since - 1:
+                self._event(
+                    str(event.get("type") or "Normal"),
+                    str(event.get("reason") or "Unknown"),
+                    str(event.get("message") or ""),
+                    container=str(event.get("container") or ""),
+                )
+
+
+class PodWorkers:
+    """All workers, by Pod UID."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        self._workers: dict[str, PodWorker] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def get(self, uid: str) -> PodWorker | None:
+        return self._workers.get(uid)
+
+    def update(self, pod: Object, *, gone: bool = False) -> None:
+        """There is a new or changed Pod; with ``gone`` it is one that the API has no more, of which something may be left."""
+        uid = pod["metadata"]["uid"]
+        worker = self._workers.get(uid)
+        if worker is None:
+            worker = self._workers[uid] = PodWorker(self._kit, pod, gone=gone)
+            self._tasks[uid] = asyncio.create_task(self._run(worker), name=f"pod {worker.namespace}/{worker.name}")
+        elif gone:
+            worker.removed(pod)
+        else:
+            self._kit.statuses.observe(pod)
+            worker.update(pod)
+
+    async def _run(self, worker: PodWorker) -> None:
+        await worker.run()
+        self._workers.pop(worker.uid, None)
+        self._tasks.pop(worker.uid, None)
+
+    def on_report(self, uid: str, report: Object) -> None:
+        if worker := self._workers.get(uid):
+            worker.on_report(report)  # else its worker will read it from disk
+
+    def on_job(self, uid: str, job: commands.Job) -> None:
+        if worker := self._workers.get(uid):
+            worker.on_job(job)
+
+    def on_channel(self, uid: str) -> None:
+        if worker := self._workers.get(uid):
+            worker.on_channel()
+
+    async def stop(self) -> None:
+        """End the workers, not the Pods."""
+        await tasks.stop(list(self._tasks.values()))
