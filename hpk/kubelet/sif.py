@@ -47,12 +47,19 @@ async def pull(
     options = ["--disable-cache", *(["--no-https"] if where.insecure else [])]
     squashfs = ["--mksquashfs-args", config.squashfs_args] if config.squashfs_args else []
     uri = f"docker://{where.host}/{where.repository}@{digest}"
-    done = await procs.arun([runtime, "--silent", "build", *options, *squashfs, target, uri], env=env, timeout=config.pull_timeout)
+
+    async def build(*more: str) -> procs.Completed:
+        try:
+            return await procs.arun([runtime, "--silent", "build", *options, *more, target, uri], env=env, timeout=config.pull_timeout)
+        except errors.ProcessError as exc:  # arun() itself raises for the time-out only
+            raise errors.HPKError(f"pulling took longer than {config.pull_timeout:g} s (images.pullTimeout)") from exc
+
+    done = await build(*squashfs)
     if done.returncode and squashfs and re.search("unknown flag|mksquashfs|[Cc]ompress", done.stderr):
         # An older runtime, or squashfs tools without zstd: then as they do by themselves.
         if os.path.exists(target):
             os.unlink(target)
-        done = await procs.arun([runtime, "--silent", "build", *options, target, uri], env=env, timeout=config.pull_timeout)
+        done = await build()
     done.check()
     squashfs_offset(target)  # what was written is what we think
 

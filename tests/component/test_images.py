@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -285,15 +288,63 @@ CONTENT = {
 }
 
 
+def layered(name: str, *layers: list[tuple[str, bytes, bytes | str]], cut: int | None = None, hang: bool = False) -> None:
+    """Put image ``app:<name>`` into CONTENT; an entry is (path, tar type, content or link target)."""
+    raws, diffs = [], []
+    for entries in layers:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for path, kind, content in entries:
+                entry = tarfile.TarInfo(path)
+                entry.type, entry.mode = kind, 0o755
+                entry.devmajor, entry.devminor = 1, 3
+                if isinstance(content, str):
+                    entry.linkname = content
+                else:
+                    entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content) if isinstance(content, bytes) else None)
+        raws.append(gzip.compress(buffer.getvalue(), mtime=0))
+        diffs.append(blob(buffer.getvalue())[1])
+    about = {"architecture": registry.architecture()[0], "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diffs}}
+    config, config_digest = blob(about)
+    kind = "application/vnd.oci.image"
+    descriptors = [{"mediaType": f"{kind}.layer.v1.tar+gzip", "digest": blob(raw)[1], "size": len(raw)} for raw in raws]
+    described = {"mediaType": f"{kind}.config.v1+json", "digest": config_digest, "size": len(config)}
+    body = {"schemaVersion": 2, "mediaType": f"{kind}.manifest.v1+json", "config": described, "layers": descriptors}
+    manifest, digest = blob(body)
+    CONTENT.update({f"blobs/{config_digest}": config, f"manifests/{name}": manifest, f"manifests/{digest}": manifest})
+    for descriptor, raw in zip(descriptors, raws, strict=True):
+        CONTENT[f"blobs/{descriptor['digest']}"] = b"" if hang else raw
+        if cut is not None or hang:
+            BROKEN[f"blobs/{descriptor['digest']}"] = (-1 if hang else cut or 0, len(raw))
+
+
+#: Path to (bytes that are sent before the connection is cut, length that is promised); -1 bytes: no answer at all.
+BROKEN: dict[str, tuple[int, int]] = {}
+
+
 @contextlib.asynccontextmanager
 async def serving(middleware: Any = None) -> AsyncIterator[str]:
     async def answer(request: web.Request) -> web.StreamResponse:
         path = request.path.removeprefix("/v2/library/app/")
-        return web.Response(body=CONTENT[path]) if path in CONTENT else web.Response(status=404)
+        if path in BROKEN:
+            sent, length = BROKEN[path]
+            if sent < 0:
+                await asyncio.sleep(30)
+            response = web.StreamResponse(headers={"Content-Length": str(length)})
+            await response.prepare(request)
+            await response.write(CONTENT[path][:sent])
+            assert request.transport is not None
+            request.transport.close()
+            return response
+        if request.path == "/v2/":
+            return web.Response()
+        kind = "application/vnd.oci.image.manifest.v1+json" if path.startswith("manifests") else "application/octet-stream"
+        return web.Response(body=CONTENT[path], content_type=kind) if path in CONTENT else web.Response(status=404)
 
     app = web.Application(middlewares=[middleware] if middleware else [])
     app.router.add_get("/{path:.*}", answer)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -390,3 +441,50 @@ async def test_password_is_not_sent_unencrypted() -> None:
         talk = registry._Conversation(session, imageref.parse("app"), where, GOOD)
         with pytest.raises(registry.RegistryError, match="unencrypted"):
             await talk._token({"realm": "http://registry.example.org/token"})
+
+
+FILE, LINK, DEVICE = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE
+
+
+async def pull_layers(tmp_path: Any, *layers: Any, **how: Any) -> images.ImageInfo:
+    needs("apptainer", "mksquashfs")
+    name = f"case-{len(CONTENT)}"
+    layered(name, *layers, **how)
+    async with serving() as at:
+        config = configuration.ImagesConfig(insecure=(at,), pull_timeout=3 if how.get("hang") else 60)
+        manager = images.ImageManager(config=configuration.Config(images=config), paths=paths.Paths(str(tmp_path)))
+        try:
+            return await manager.ensure(f"{at}/library/app:{name}")
+        finally:
+            assert os.listdir(tmp_path / "images" / "tmp") == []
+
+
+async def listing(info: images.ImageInfo) -> str:
+    done = await procs.arun(["unsquashfs", "-lls", "-o", str(sif.squashfs_offset(info.path)), info.path])
+    return done.stdout
+
+
+async def test_a_hundred_layers(tmp_path: Any) -> None:
+    info = await pull_layers(tmp_path, *([(f"f{number}", FILE, b"x")] for number in range(100)))
+    assert (await listing(info)).count("squashfs-root/f") == 100
+
+
+async def test_layers_that_point_outside(tmp_path: Any) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    upwards = [("../../../../../../../../../../" + str(victim) + "/up", FILE, b"x"), ("device", DEVICE, b""), ("fine", FILE, b"x")]
+    with contextlib.suppress(errors.NotReady):  # refused or made harmless: both are well
+        info = await pull_layers(tmp_path, upwards, [("out", LINK, str(victim))], [("out/through", FILE, b"x")])
+        if os.getuid() != 0:  # root may make devices, and images are mounted without them in any case
+            assert "crw" not in await listing(info)
+    assert os.listdir(victim) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [({"cut": 100}, "unexpected EOF"), ({"hang": True}, r"pulling took longer than 3 s \(images.pullTimeout\)")]
+)
+async def test_layers_that_do_not_arrive(tmp_path: Any, how: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.NotReady, match=words) as caught:
+        await pull_layers(tmp_path, [("file", FILE, os.urandom(50_000))], **how)
+    assert caught.value.reason == "ErrImagePull"
+    assert not [name for name in os.listdir(tmp_path / "images") if name.endswith(".sif")]
