@@ -89,7 +89,7 @@ class Cache:
         path = self.path(program) + ".new"
         try:
             yield path
-            os.chmod(path, 0o755)  # nothing secret; a site may share its cache
+            os.chmod(path, 0o755)  # noqa: S103 - nothing secret; a site may share its cache
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._key(program))  # first: the old key must never stand beside the new program
             os.rename(path, self.path(program))

@@ -6,6 +6,7 @@ some times; what cannot be finished or has the wrong digest leaves no file behin
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import os
@@ -60,10 +61,8 @@ def public(url: str) -> str:
 
 def _request(url: str, offset: int, validator: str) -> urllib.request.Request:
     parsed = urllib.parse.urlsplit(url)
-    request = urllib.request.Request(public(url), headers={"User-Agent": "hpk", "Accept-Encoding": "identity"})  # noqa: S310: check_url()
+    request = urllib.request.Request(public(url), headers={"User-Agent": "hpk", "Accept-Encoding": "identity"})  # noqa: S310 - check_url()
     if "@" in parsed.netloc:
-        import base64
-
         user = urllib.parse.unquote(parsed.netloc.rpartition("@")[0])
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(user.encode()).decode())
     if offset:
@@ -73,8 +72,9 @@ def _request(url: str, offset: int, validator: str) -> urllib.request.Request:
 
 
 def _open(url: str, offset: int, validator: str) -> Any:
+    opener = urllib.request.build_opener()  # of its own: urlopen() would keep the proxies of its first call
     try:
-        return urllib.request.urlopen(_request(url, offset, validator), timeout=TIMEOUT)  # noqa: S310: check_url()
+        return opener.open(_request(url, offset, validator), timeout=TIMEOUT)
     except urllib.error.HTTPError as exc:
         exc.close()
         if exc.code in _PASSING or exc.code == 416:
