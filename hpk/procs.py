@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import dataclasses
+import fcntl
 import os
 import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from hpk import errors
 
@@ -145,28 +146,49 @@ async def arun(
     return Completed(list(argv), process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
-_libc = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
+class Child:
+    """A long-running program that spawn() started. It gets SIGTERM from the kernel when this process dies, in whichever way."""
+
+    def __init__(self, process: asyncio.subprocess.Process, lifeline: int) -> None:
+        self._process = process
+        self._lifeline = lifeline
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    def send_signal(self, signum: signal.Signals) -> None:
+        """Signal the program; nothing happens when it has ended."""
+        if self._process.returncode is None:
+            try:
+                self._process.send_signal(signum)
+            except ProcessLookupError:
+                pass  # it ended just now
+
+    async def wait(self) -> int:
+        """Wait for its end; returns the exit code, negative for a signal."""
+        code = await self._process.wait()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+        return code
 
 
-async def spawn(
-    argv: Sequence[str], *, output: str, env: Mapping[str, str] | None = None, cwd: str | None = None
-) -> asyncio.subprocess.Process:
-    """Start a long-running program that must not outlive us, in a session of its own, with both outputs appended to file ``output``.
+async def spawn(argv: Sequence[str], *, output: str, env: Mapping[str, str] | None = None, cwd: str | None = None) -> Child:
+    """Start a program that must not outlive us, in a session of its own, with both outputs appended to file ``output``.
 
-    The kernel kills it when this process dies in any way (prctl(2), PR_SET_PDEATHSIG). Must be called from the main thread:
-    the kernel watches the thread that forked.
+    PR_SET_PDEATHSIG would not do: the kernel forgets it when the program enters a user namespace, as Apptainer does. So the
+    program inherits the reading end of a pipe that asks for SIGTERM to its process (fcntl(2): F_SETOWN, F_SETSIG, O_ASYNC) when
+    something happens there, and all that ever happens is that the writing end closes with us. Raises MissingTool.
     """
-    parent = os.getpid()
-
-    def die_with_parent() -> None:  # one call into a library that is loaded already: safe between fork and exec
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)  # we died before the kernel knew
-
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    reader, writer = os.pipe()
     try:
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=fd,
@@ -174,11 +196,45 @@ async def spawn(
             env=None if env is None else dict(env),
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            pass_fds=[reader],
         )
-    except FileNotFoundError as exc:
-        raise errors.MissingTool(f"{argv[0]} not found", hint="install it, load its module, or add its folder to PATH") from exc
-    except PermissionError as exc:
-        raise errors.MissingTool(f"{argv[0]} cannot be executed: {exc.strerror}") from exc
+        fcntl.fcntl(reader, fcntl.F_SETOWN, process.pid)  # of the open file, which the program shares: no code between fork and exec
+        fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGTERM)
+        fcntl.fcntl(reader, fcntl.F_SETFL, fcntl.fcntl(reader, fcntl.F_GETFL) | os.O_ASYNC)
+    except BaseException as exc:
+        os.close(writer)
+        if isinstance(exc, FileNotFoundError):
+            raise errors.MissingTool(f"{argv[0]} not found", hint="install it, load its module, or add its folder to PATH") from exc
+        if isinstance(exc, PermissionError):
+            raise errors.MissingTool(f"{argv[0]} cannot be executed: {exc.strerror}") from exc
+        raise
     finally:
         os.close(fd)
+        os.close(reader)
+    return Child(process, writer)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below us whose own parent dies, so that end_orphans() finds it (PR_SET_CHILD_SUBREAPER)."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def end_orphans(known: Collection[int]) -> list[int]:
+    """Kill what is left of programs of spawn() that have ended, and return its pids.
+
+    Apptainer's squashfuse, for one, survives its parent's SIGKILL. Such a process is a child of ours now, in the session of a
+    program that is not among ``known``, the pids of those that run.
+    """
+    me, session = os.getpid(), os.getsid(0)
+    ended = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat", encoding="ascii", errors="replace") as file:
+                _, parent, _, sid = file.read().rpartition(")")[2].split()[:4]
+            if int(parent) == me and int(sid) not in (session, int(name), *known):
+                os.kill(int(name), signal.SIGKILL)
+                os.waitpid(int(name), 0)
+                ended.append(int(name))
+        except (OSError, ValueError):
+            continue  # it ended by itself
+    return ended

@@ -47,7 +47,7 @@ class _Kept:
     def __init__(self, spec: component.Component) -> None:
         self.spec = spec
         self.state = State()
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: procs.Child | None = None
         self.ready = asyncio.Event()
         self.stopped = asyncio.Event()
         self.was_ready = False
@@ -79,8 +79,13 @@ class Runner:
     def states(self) -> Mapping[str, State]:
         return {name: kept.state for name, kept in self._kept.items()}
 
+    def _pids(self) -> list[int]:
+        running = [kept.process for kept in self._kept.values() if kept.process is not None and kept.process.returncode is None]
+        return [process.pid for process in running]
+
     def start(self) -> None:
         """Begin; returns at once."""
+        procs.adopt_orphans()
         for kept in self._kept.values():
             logfiles.rotate(self._log_path(kept.spec.name))
             self._tasks.append(tasks.guarded(self._keep(kept), f"keep {kept.spec.name}"))
@@ -102,6 +107,7 @@ class Runner:
         self._stopping = True
         await tasks.stop(self._tasks)
         await asyncio.gather(*(self._stop(kept) for kept in self._kept.values()))
+        procs.end_orphans(self._pids())
 
     async def restart(self, leaves: Sequence[str]) -> None:
         """Restart, one after the other, the components that use one of these certificates."""
@@ -109,7 +115,7 @@ class Runner:
             if kept.process is not None and set(kept.spec.certificates) & set(leaves):
                 log.info("%s: restarting with its new certificate", kept.spec.name)
                 kept.ready.clear()
-                self._signal(kept, signal.SIGTERM)
+                kept.process.send_signal(signal.SIGTERM)
                 await asyncio.wait_for(kept.ready.wait(), kept.spec.ready_timeout + kept.spec.stop_timeout + LAST_BACKOFF)
 
     def _set(self, kept: _Kept, **changes: object) -> None:
@@ -125,6 +131,7 @@ class Runner:
             started = time.monotonic()
             why = await self._run_once(kept)
             kept.ready.clear()
+            procs.end_orphans(self._pids())
             self._set(kept, phase="failed", pid=0, last_exit=why)
             if self._stopping:
                 await asyncio.Event().wait()  # a signal to the whole job reached it before our own; stop() cancels us
@@ -198,20 +205,13 @@ class Runner:
     async def _end(self, kept: _Kept) -> None:
         if kept.process is None or kept.process.returncode is not None:
             return
-        self._signal(kept, signal.SIGTERM)
+        kept.process.send_signal(signal.SIGTERM)
         try:
             await asyncio.wait_for(kept.process.wait(), kept.spec.stop_timeout)
         except asyncio.TimeoutError:
             log.warning("%s does not end on SIGTERM, killing it", kept.spec.name)
-            self._signal(kept, signal.SIGKILL)
+            kept.process.send_signal(signal.SIGKILL)
             await kept.process.wait()
-
-    def _signal(self, kept: _Kept, signum: signal.Signals) -> None:
-        if kept.process is not None and kept.process.returncode is None:
-            try:
-                kept.process.send_signal(signum)
-            except ProcessLookupError:
-                pass  # it ended just now
 
     async def _rotate(self) -> None:
         while True:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pathlib
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -140,25 +141,41 @@ async def test_restart_for_a_new_certificate(tmp_path: pathlib.Path, monkeypatch
         assert it.states["b"].pid == before["b"]
 
 
-def test_components_die_with_the_runner(tmp_path: pathlib.Path) -> None:
-    """Killed outright, the runner leaves nothing behind, also where Slurm does not clean up."""
+def test_components_end_with_the_runner(tmp_path: pathlib.Path) -> None:
+    """Killed outright, the runner leaves nothing behind, also where Slurm does not clean up, also programs in a user namespace."""
     script = f"""
 import asyncio, os, signal
 from hpk import procs
 async def main():
-    child = await procs.spawn(["/bin/sleep", "60"], output={str(tmp_path / "log")!r})
-    print(child.pid, flush=True)
+    plain = await procs.spawn(["/bin/sleep", "60"], output={str(tmp_path / "log")!r})
+    apart = await procs.spawn(["unshare", "--user", "--map-current-user", "/bin/sleep", "60"], output={str(tmp_path / "log")!r})
+    await asyncio.sleep(0.3)
+    print(plain.pid, apart.pid, os.readlink(f"/proc/{{apart.pid}}/ns/user") != os.readlink("/proc/self/ns/user"), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == -9
+    assert done.returncode == -9, done.stderr
+    plain, apart, entered = done.stdout.split()
+    assert entered == "True", (tmp_path / "log").read_text()
     deadline = time.monotonic() + 5
-    while lock.process_start(int(done.stdout)) is not None:
+    while any(lock.process_start(int(pid)) is not None for pid in (plain, apart)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+async def test_what_a_killed_component_leaves_is_ended(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "FIRST_BACKOFF", 0.05)
+    helper = shell("a", "sleep 60 & echo $! >> $FOLDER/helpers; wait")
+    async with running(tmp_path, helper, shell("b", "exec sleep 60")) as it:
+        await until(lambda: (tmp_path / "helpers").exists())
+        os.kill(it.states["a"].pid, 9)
+        await until(lambda: len((tmp_path / "helpers").read_text().split()) == 2)
+        first, second = map(int, (tmp_path / "helpers").read_text().split())
+        assert lock.process_start(first) is None
+        assert lock.process_start(second) is not None
+        assert it.states["b"].restarts == 0
+    assert lock.process_start(second) is None
 
 
 def test_logs_are_moved_aside_and_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
