@@ -49,7 +49,7 @@ def build(pod: Object, resolved: Resolved, *, config: configuration.Config, wher
     init = tuple(builder.container(container, main=False) for container in spec.get("initContainers") or [])
     main = tuple(builder.container(container, main=number == 0) for number, container in enumerate(spec["containers"]))
     grace = spec.get("terminationGracePeriodSeconds")
-    namespaces = ["user", *([] if spec.get("hostIPC") else ["ipc"]), *([] if spec.get("hostNetwork") else ["uts"])]
+    namespaces = ["user", "mnt", *([] if spec.get("hostIPC") else ["ipc"]), *([] if spec.get("hostNetwork") else ["uts"])]
     return podplan.PodPlan(
         uid=metadata.get("uid", ""),
         namespace=namespace,

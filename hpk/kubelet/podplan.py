@@ -140,7 +140,7 @@ class PodPlan:
     init_containers: tuple[ContainerPlan, ...] = ()
     job_volumes: tuple[JobVolume, ...] = ()
     hostname: str = ""
-    namespaces: tuple[str, ...] = ("user", "ipc", "uts")
+    namespaces: tuple[str, ...] = ("user", "mnt", "ipc", "uts")
     """Namespaces of the sandbox (records.py: plan)."""
     restart_policy: str = "Always"
     termination_grace_period: int = 30

@@ -118,8 +118,8 @@ def test_the_pod() -> None:
     assert found.init_containers[0].mpi_flags is None
     assert (found.restart_policy, found.termination_grace_period, found.active_deadline) == ("Never", 0, 5)
     assert found.start_time == "2026-01-01T00:00:00Z"
-    assert found.namespaces == ("user", "ipc", "uts")
-    assert build(pod(hostNetwork=True, hostIPC=True)).namespaces == ("user",)
+    assert found.namespaces == ("user", "mnt", "ipc", "uts")
+    assert build(pod(hostNetwork=True, hostIPC=True)).namespaces == ("user", "mnt")
 
 
 def test_configuration_errors_name_the_container() -> None:
