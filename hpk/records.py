@@ -8,7 +8,7 @@ plan (``plan.json``, written by the kubelet before the job is submitted, never c
     podDir              absolute path of the Pod's folder
     script              absolute path of the job script; a container is started by ``bash SCRIPT container NAME``
     hostname            of the Pod's UTS namespace
-    namespaces          list of the namespaces to make: any of "user", "mnt", "ipc", "uts", "net"; [] runs containers as the user's own processes
+    namespaces          list of the namespaces to make: any of "user", "mnt", "ipc", "uts", "net"; [] runs containers as the user does
     restartPolicy, terminationGracePeriodSeconds, activeDeadlineSeconds (null or seconds from the Pod's startTime)
     startTime           RFC 3339, status.startTime of the Pod
     kubelet             {"endpointFile", "caFile", "tokenFile"}
