@@ -77,7 +77,7 @@ def make(store: cache.Cache, folder: str, programs: dict[str, str], wanted: str,
         versions = {program.name: program.version for program in parts.PROGRAMS}
         files.write_json(_note(output), {"key": wanted, "size": size, "programs": versions}, mode=0o644)
     except OSError as exc:
-        raise errors.InvalidInput(f"--output: {output}: {exc.strerror}") from exc
+        raise errors.HPKError(f"{exc.filename or output}: {exc.strerror or exc}") from exc
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
