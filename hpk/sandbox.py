@@ -128,8 +128,8 @@ def _advice(error: OSError) -> str:
 class Sandbox:
     """Namespaces held open: a file descriptor for each name in FLAGS."""
 
-    def __init__(self, fds: dict[str, int]) -> None:
-        self.fds = fds
+    def __init__(self, fds: dict[str, int] | None = None) -> None:
+        self.fds = fds or {}
 
     def close(self) -> None:
         for fd in self.fds.values():
@@ -143,7 +143,7 @@ def create(kinds: list[str], hostname: str = "") -> Sandbox:
     ``hostname`` is set in the new UTS namespace. Raises SandboxError when the kernel or the site does not allow it.
     """
     if not kinds:
-        return Sandbox({})
+        return Sandbox()
     flags = 0
     for kind in kinds:
         flags |= FLAGS[kind]
@@ -211,7 +211,7 @@ def enter_user(uid: int, gid: int) -> None:
 
 
 def join(pid: int, working_dir: str = "/") -> None:
-    """Move the calling process, a forked child, into the namespaces and the root of process ``pid`` of a container.
+    """Move the calling process, a forked child in the container's sandbox, into the namespaces and the root of process ``pid``.
 
     The PID namespace is that of children only: fork again before executing something. Raises OSError (ESRCH, ENOENT: the
     process is gone).
@@ -226,8 +226,11 @@ def join(pid: int, working_dir: str = "/") -> None:
         except FileNotFoundError:
             if not os.path.exists(base):
                 raise
-    root = os.open(f"{base}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = -1
     for fd, kind in fds:
+        if kind != "user" and root < 0:
+            # not before, as a FUSE file system lets in members of its user namespace only
+            root = os.open(f"{base}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         setns(fd, FLAGS[kind])
         os.close(fd)
     os.fchdir(root)

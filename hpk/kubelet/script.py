@@ -27,31 +27,6 @@ MPI_FLAGS_ANNOTATION = "slurm-job.hpk.io/mpi-flags"
 #: Seconds before the time limit at which Slurm warns the supervisor, beyond the Pod's own grace period.
 WARNING_MARGIN = 10
 
-#: Flags of sbatch that would make the job something else than one job of this Pod that the kubelet can follow.
-_REFUSED_FLAGS = {
-    "array": "a Pod is exactly one job",
-    "bb": "it is not known to HPK",
-    "chdir": "it is the Pod's folder",
-    "clusters": "the kubelet follows jobs of its own cluster",
-    "comment": "it carries the Pod's UID",
-    "export-file": "containers get their environment from the Pod",
-    "help": "it submits nothing",
-    "output": "it is in the Pod's folder",
-    "parsable": "the kubelet sets it",
-    "requeue": "Pods are replaced by their controllers, never run twice",
-    "signal": "it follows from terminationGracePeriodSeconds",
-    "test-only": "it submits nothing",
-    "usage": "it submits nothing",
-    "version": "it submits nothing",
-    "wait": "it would block the kubelet",
-    "wrap": "the script is the Pod",
-}
-_REFUSED_LETTERS = {"a": "array", "D": "chdir", "M": "clusters", "h": "help", "o": "output", "V": "version", "W": "wait"}
-#: Short options of sbatch that take no value, so that more letters may follow.
-_LETTERS_WITHOUT_VALUE = "HhIkOQsvVWX"
-#: Real options that are the beginning of a refused one.
-_ALLOWED_FLAGS = {"wait-all-nodes", "export"}
-
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Names that a shell, or the runtime's own, does not let a script set.
 _READ_ONLY_NAMES = frozenset({"UID", "EUID", "GID", "PPID", "APPTAINER_CONTAINER", "APPTAINER_NAME", "SINGULARITY_APPNAME"})
@@ -65,8 +40,7 @@ ENVIRON_PREFIX = "#environ "
 def job_script(plan: podplan.PodPlan) -> str:
     """Return the text of the job script.
 
-    Raises errors.InvalidInput for flags in the annotations that cannot stand in a script or that would break the Pod's tie to
-    its job.
+    Raises errors.InvalidInput for words that cannot stand in an #SBATCH line.
     """
     pod_dir = paths.PodDir(plan.pod_dir)
     containers = [*plan.init_containers, *plan.containers]
@@ -126,40 +100,12 @@ def _sbatch_options(plan: podplan.PodPlan) -> Iterator[str]:
         if value:
             yield _sbatch_quote(f"{option}={value}", option)
     for flag in job.flags:
-        yield " ".join(_sbatch_quote(word, f"annotation {FLAGS_ANNOTATION}") for word in _flag_words(flag))
+        yield _sbatch_quote(flag, f"annotation {FLAGS_ANNOTATION}")
 
 
 def _slurm_time(seconds: int) -> str:
     """Minutes, rounded up: Slurm's own resolution (sbatch(1), --time)."""
     return str(-(-seconds // 60))
-
-
-def _flag_words(flag: str) -> list[str]:
-    try:
-        words = shlex.split(flag)
-    except ValueError as error:
-        raise errors.InvalidInput(f"annotation {FLAGS_ANNOTATION}: {flag!r}: {error}") from error
-    for word in words:
-        refused = _refused(word)
-        if refused:
-            raise errors.InvalidInput(f"annotation {FLAGS_ANNOTATION}: {word} cannot be used: {_REFUSED_FLAGS[refused]}")
-    return words
-
-
-def _refused(word: str) -> str | None:
-    """Return the name of the refused flag that ``word`` is, or may be for sbatch, which takes any unique beginning."""
-    if word.startswith("--"):
-        name = word[2:].partition("=")[0]
-        if name in _ALLOWED_FLAGS or len(name) < 2:
-            return None
-        return next((flag for flag in _REFUSED_FLAGS if flag.startswith(name)), None)
-    if word.startswith("-"):
-        for letter in word[1:]:
-            if letter in _REFUSED_LETTERS:
-                return _REFUSED_LETTERS[letter]
-            if letter not in _LETTERS_WITHOUT_VALUE:
-                return None
-    return None
 
 
 def _sbatch_quote(word: str, what: str) -> str:

@@ -21,9 +21,10 @@ TIMED_OUT = -1
 class Execs:
     """``done`` of each command is called once with (exit code, output); the exit code is TIMED_OUT after a time-out."""
 
-    def __init__(self, looper: loop.Loop) -> None:
+    def __init__(self, looper: loop.Loop, box: sandbox.Sandbox) -> None:
         self._loop = looper
         self._running: dict[int, _Exec] = {}
+        self._box = box
 
     def run(
         self,
@@ -38,6 +39,7 @@ class Execs:
 
         def prepare(_env: dict[str, str]) -> None:
             if container is not None:
+                sandbox.enter(self._box)  # the container's own user namespace has no say over the Pod's
                 sandbox.join(container, working_dir)
                 sandbox.prctl(sandbox.PR_SET_NO_NEW_PRIVS, 1)
 

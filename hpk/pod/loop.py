@@ -53,6 +53,9 @@ class Loop:
     def stop(self) -> None:
         self._running = False
 
+    def _stopped(self) -> bool:
+        return not self._running
+
     def run(self) -> None:
         """Serve until stop()."""
         self._running = True
@@ -62,7 +65,7 @@ class Loop:
                 call = heapq.heappop(self._timers)[2].call
                 if call is not None:
                     call()
-            if not self._running:
+            if self._stopped():
                 return
             timeout = None
             if self._timers:

@@ -133,7 +133,7 @@ class Machine:
         self.changed = True
         self.event("Normal", "Started", "Container started", name)
         if container.stage:
-            self._stop_container(container, max(0.0, container.kill_at - self.now), announce=False)
+            pass  # it has been told to stop meanwhile
         elif container.hook("postStart"):
             container.hook_pending = True
             self._act("post_start", name)
@@ -367,10 +367,7 @@ class Machine:
         if announce:
             self.event("Normal", "Killing", f"Stopping container {container.name}", container.name)
         self._act("unprobe", container.name)
-        if container.state == STARTING:
-            container.stage = KILL  # no program of the Pod's to be polite to
-            self._act("kill", container.name)
-        elif container.hook("preStop") and grace > 0:
+        if container.state == RUNNING and container.hook("preStop") and grace > 0:
             container.stage = PRE_STOP
             self._act("pre_stop", container.name, grace)
         else:

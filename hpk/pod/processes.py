@@ -165,6 +165,77 @@ def exit_code(status: int) -> int:
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
+#: The guard: reads "+ PID" and "- PID" lines, and when the supervisor's end of the pipe closes, kills what is still listed and
+#: removes the folders in its arguments. PR_SET_PDEATHSIG cannot do that for the runtime: it belongs to a thread, and Go programs
+#: execute the next program from any of theirs.
+_GUARD = """trap '' TERM INT HUP
+alive=
+while read -r what pid; do
+    if [ "$what" = + ]; then
+        alive="$alive $pid"
+    else
+        left=
+        for one in $alive; do [ "$one" = "$pid" ] || left="$left $one"; done
+        alive=$left
+    fi
+done
+[ -z "$alive" ] || kill -9 $alive 2>/dev/null
+for folder; do
+    [ ! -e "$folder" ] || { chmod -R u+rwx "$folder"; rm -rf -- "$folder"; } 2>/dev/null
+done"""
+
+
+class Guard:
+    """A shell that outlives this process by the moment it takes to end its containers, however this process ends."""
+
+    def __init__(self, folders: list[str]) -> None:
+        self._folders = folders
+        self._pids: set[int] = set()
+        self.pid = 0
+        self._pipe = -1
+        self._begin()
+
+    def _begin(self) -> None:
+        read, self._pipe = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setsid()
+                for target, fd in enumerate((read, null, null)):
+                    os.dup2(fd, target)
+                os.execv("/bin/sh", ["/bin/sh", "-c", _GUARD, "hpk-guard", *self._folders])  # noqa: S606
+            finally:
+                os._exit(127)
+        os.close(read)
+        os.close(null)
+        for pid in self._pids:
+            self._tell("+", pid)
+
+    def _tell(self, what: str, pid: int) -> None:
+        try:
+            os.write(self._pipe, f"{what} {pid}\n".encode())
+        except OSError:
+            pass  # it was killed: exited() brings a new one
+
+    def add(self, pid: int) -> None:
+        self._pids.add(pid)
+        self._tell("+", pid)
+
+    def remove(self, pid: int) -> None:
+        if pid in self._pids:
+            self._pids.discard(pid)
+            self._tell("-", pid)
+
+    def exited(self, pid: int) -> bool:
+        """Tell the end of process ``pid``; when it was the guard, there is a new one. False: it is none of ours."""
+        if pid != self.pid:
+            return False
+        os.close(self._pipe)
+        self._begin()
+        return True
+
+
 def kill(pid: int, number: int) -> None:
     """Send a signal; a process that is gone is no error."""
     try:

@@ -281,8 +281,14 @@ class Runtime:
     def signal(self, name: str, number: int) -> None:
         """Signal the container's process 1, or the runtime where it has none of its own."""
         instance = self.instances.get(name)
-        if instance is not None and instance.status is None:
-            processes.kill(instance.program or instance.pid, number)
+        if instance is None or instance.status is not None:
+            return
+        if instance.program is None and not instance.mpi:
+            instance.program = processes.program(instance.pid)
+            if instance.program is None:
+                self.kill(name)  # there is no program yet to be polite to
+                return
+        processes.kill(instance.program or instance.pid, number)
 
     def kill(self, name: str) -> None:
         instance = self.instances.get(name)

@@ -52,8 +52,9 @@ class Supervisor:
             self.channel = channel.Channel(self.loop, plan["kubelet"], hello, self.on_frame)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("HPK_") or name == "HPK_PYTHON"}
         self.env.update({f"HPK_{name}": value for name, value in values.items()})
-        self.box = sandbox.Sandbox({})
-        self.execs = execs.Execs(self.loop)
+        self.box = sandbox.Sandbox()
+        self.execs = execs.Execs(self.loop, self.box)
+        self.guard: processes.Guard
         self.runtime: runtime.Runtime
         self.hooks: hooks.Hooks
         self.probes: probes.Probes
@@ -71,6 +72,7 @@ class Supervisor:
         try:
             if self.channel is not None:
                 self.loop.later(0, self.channel.dial)
+            self.guard = processes.Guard([self.scratch.disk, self.scratch.memory])
             self._make_sandbox()
             self.loop.run()
         finally:
@@ -92,7 +94,7 @@ class Supervisor:
 
     def _make_sandbox(self) -> None:
         try:
-            self.box = sandbox.create(self.plan["namespaces"], self.plan.get("hostname", ""))
+            self.box.fds = sandbox.create(self.plan["namespaces"], self.plan.get("hostname", "")).fds
             node.name_users(self.box, self.plan, self.scratch.disk)
         except (sandbox.SandboxError, OSError) as error:
             print(f"sandbox: {error}", flush=True)
@@ -159,7 +161,8 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            if not self.execs.exited(pid, status):
+            self.guard.remove(pid)
+            if not self.execs.exited(pid, status) and not self.guard.exited(pid):
                 self.runtime.reaped(pid, status)
 
     def on_frame(self, frame: dict[str, Any]) -> None:
@@ -248,7 +251,7 @@ class Supervisor:
         container = self.machine.containers[name]
         if container.state != machine.STARTING:
             return
-        if container.stage == machine.KILL:  # stopped before it began
+        if container.stage:  # stopped before it began
             self._machine().exited(name, 128 + signal.SIGKILL)
             self._after_event()
             return
@@ -259,6 +262,7 @@ class Supervisor:
             self._machine().exited(name, runtime.START_ERROR, "StartError", str(error))
             self._after_event()
             return
+        self.guard.add(self.runtime.instances[name].pid)
         if problem:
             print(f"container {name}: {problem}", flush=True)  # its end, with this reason, is seen as that of any other
 
