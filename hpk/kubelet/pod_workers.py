@@ -48,8 +48,6 @@ LINGER_SECONDS = 30.0
 #: A queued job becomes an Event after so many seconds; its expected start is told anew not more often than this.
 QUEUED_EVENT_SECONDS = 2.0
 EXPECTED_START_SECONDS = 60.0
-#: Preparations at the same time.
-PARALLEL_PREPARATIONS = 64
 
 DEADLINE_MESSAGE = "Pod was active on the node longer than the specified deadline"
 
@@ -79,7 +77,6 @@ class Kit:
     """Jobs by Pod UID that Slurm had when this kubelet started; waits until Slurm has answered once."""
     events_since: float = 0.0
     """Events of reports that are older were recorded by an earlier kubelet. Seconds since the epoch."""
-    preparations: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(PARALLEL_PREPARATIONS))
 
 
 class PodWorker:
@@ -274,11 +271,10 @@ class PodWorker:
             pause = min(pause * 2, longest)
 
     async def _prepare(self) -> None:
-        async with self._kit.preparations:
-            pod_status = {**(self.pod.get("status") or {}), "startTime": self.start_time}
-            plan = await self._kit.prepare({**self.pod, "status": pod_status})
-            await asyncio.to_thread(self._kit.provider.write, self.dir, plan)
-            self._plan = None
+        pod_status = {**(self.pod.get("status") or {}), "startTime": self.start_time}
+        plan = await self._kit.prepare({**self.pod, "status": pod_status})  # limits itself what it does at the same time
+        await asyncio.to_thread(self._kit.provider.write, self.dir, plan)
+        self._plan = None
 
     async def _submit(self) -> None:
         known = (await self._kit.first_look()).get(self.uid)
@@ -293,7 +289,7 @@ class PodWorker:
 
     def _submitted(self) -> None:
         self._queued = None
-        self._queued_since = time.monotonic()
+        self._queued_since = stopping.now()
         self._kit.pleg.track(self.uid, self.submission.job_id)
 
     def _refuse(self, words: str) -> None:
@@ -350,7 +346,7 @@ class PodWorker:
 
     async def _step(self) -> float:
         """Look at the facts, do what they ask for; the seconds after which to look again."""
-        now = time.monotonic()
+        now = stopping.now()
         wait = float("inf")
         stop = self._stop.stop if self._stop else None
         job_ended = self.job is not None and self.job.state.ended
@@ -420,7 +416,7 @@ class PodWorker:
             if not self._is_queued():
                 self._queued = None
             return
-        job, now = self.job, time.monotonic()
+        job, now = self.job, stopping.now()
         text = f"Slurm job {job.job_id} waits in the queue: {job.reason}"
         reason, told_at = self._queued_told
         if job.reason == reason and now - told_at < EXPECTED_START_SECONDS and self._queued is not None:
@@ -485,16 +481,16 @@ class PodWorker:
         """Wait for the job's own end, so that nothing of it works in the folder; a job that lingers is cancelled."""
         if not self._has_job():
             return
-        begin = time.monotonic()
+        begin = stopping.now()
         while self.job is None or not self.job.state.ended:
             self._wake.clear()
             self._kit.pleg.poke()
-            overdue = time.monotonic() - begin >= LINGER_SECONDS
+            overdue = stopping.now() - begin >= LINGER_SECONDS
             if overdue:
                 log.warning("Slurm job %s goes on after the Pod's end: cancelled", self.submission.job_id)
                 with contextlib.suppress(errors.SlurmUnknown):
                     await self._kit.slurm.cancel(self.submission.job_id)
-                begin = time.monotonic()
+                begin = stopping.now()
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), LINGER_SECONDS)
         self._kit.pleg.untrack(self.uid)

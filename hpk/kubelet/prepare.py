@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 Object = Mapping[str, Any]
 
+#: Pods whose objects are fetched and whose files are written at the same time.
+PARALLEL = 64
 #: Handlers of RuntimeClasses that mean the runtime there is.
 RUNTIME_HANDLERS = ("apptainer", "singularity")
 #: How long a Pod waits for the list of Services, which is needed for its environment.
@@ -56,30 +58,29 @@ class Preparer:
         self._images = images
         self._services = services
         self._tokens = tokens.TokenManager(client)
+        self._slots = asyncio.Semaphore(PARALLEL)
 
     async def prepare(self, pod: dict[str, Any]) -> podplan.PodPlan:
         """Write what the job needs below the Pod's folder and return the plan. Raises NotReady and Rejected."""
         metadata, spec = pod["metadata"], pod["spec"]
         pod_dir = self._paths.pod(metadata["namespace"], metadata["name"], metadata["uid"])
-        if spec.get("runtimeClassName"):
-            await self._check_runtime_class(spec["runtimeClassName"])
         try:
-            for folder in (pod_dir.root, pod_dir.etc, os.path.dirname(pod_dir.env("x")), os.path.dirname(pod_dir.volume("x"))):
-                files.private_dir(folder)
-            for _, container in admission.containers(spec):
-                files.private_dir(pod_dir.container(container["name"]))
-            if not os.path.exists(pod_dir.token):
-                files.write_atomic(pod_dir.token, secrets.token_urlsafe(32) + "\n")
-            claims = await self._claims(pod)
-            await self._write_volumes(pod, pod_dir)
-            found = await self._pull(pod)
-            resolved = await self._resolve(pod, found, claims)
-            result = plan.build(pod, resolved, config=self._config, where=self._paths)
-            text = plan.resolv_conf(pod, resolved)
-            if text is not None:
-                files.write_atomic(os.path.join(pod_dir.etc, "resolv.conf"), text, mode=0o644)
-            for planned in (*result.init_containers, *result.containers):
-                files.write_atomic(pod_dir.env(planned.name), script.env_file(planned))
+            async with self._slots:
+                if spec.get("runtimeClassName"):
+                    await self._check_runtime_class(spec["runtimeClassName"])
+                _make_folders(spec, pod_dir)
+                claims = await self._claims(pod)
+                await self._write_volumes(pod, pod_dir)
+                keyrings = await self._keyrings(pod)
+            found = await self._pull(pod, keyrings)  # holds no slot: a registry that hangs must not hold up other Pods
+            async with self._slots:
+                resolved = await self._resolve(pod, found, claims)
+                result = plan.build(pod, resolved, config=self._config, where=self._paths)
+                text = plan.resolv_conf(pod, resolved)
+                if text is not None:
+                    files.write_atomic(os.path.join(pod_dir.etc, "resolv.conf"), text, mode=0o644)
+                for planned in (*result.init_containers, *result.containers):
+                    files.write_atomic(pod_dir.env(planned.name), script.env_file(planned))
         except errors.APIError as exc:
             raise errors.NotReady("ContainerCreating", exc.message, event="FailedMount") from exc
         except OSError as exc:  # full, over quota, read-only: may pass
@@ -205,9 +206,8 @@ class Preparer:
 
     # -- images --------------------------------------------------------------------------------------------------------
 
-    async def _pull(self, pod: dict[str, Any]) -> dict[str, images.ImageInfo]:
+    async def _pull(self, pod: dict[str, Any], keyrings: Sequence[Mapping[str, credentials.Credential]]) -> dict[str, images.ImageInfo]:
         """Return the images by container name; containers with the same image and policy share one pull."""
-        keyrings = await self._keyrings(pod)
         containers = list(admission.containers(pod["spec"]))
         answers = await asyncio.gather(
             *(
@@ -289,6 +289,15 @@ class Preparer:
         if self._config.cluster.network != "host":
             return None
         return api_server(self._paths, self._client.server)
+
+
+def _make_folders(spec: Object, pod_dir: paths.PodDir) -> None:
+    for folder in (pod_dir.root, pod_dir.etc, os.path.dirname(pod_dir.env("x")), os.path.dirname(pod_dir.volume("x"))):
+        files.private_dir(folder)
+    for _, container in admission.containers(spec):
+        files.private_dir(pod_dir.container(container["name"]))
+    if not os.path.exists(pod_dir.token):
+        files.write_atomic(pod_dir.token, secrets.token_urlsafe(32) + "\n")
 
 
 def api_server(where: paths.Paths, fallback: str) -> tuple[str, int] | None:
