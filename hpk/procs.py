@@ -147,7 +147,7 @@ async def arun(
 
 
 class Child:
-    """A long-running program that spawn() started. It gets SIGTERM from the kernel when this process dies, in whichever way."""
+    """A long-running program that spawn() started. It gets a signal from the kernel when this process dies, in whichever way."""
 
     def __init__(self, process: asyncio.subprocess.Process, lifeline: int) -> None:
         self._process = process
@@ -178,12 +178,19 @@ class Child:
         return code
 
 
-async def spawn(argv: Sequence[str], *, output: str, env: Mapping[str, str] | None = None, cwd: str | None = None) -> Child:
+async def spawn(
+    argv: Sequence[str],
+    *,
+    output: str,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    orphan_signal: signal.Signals = signal.SIGTERM,
+) -> Child:
     """Start a program that must not outlive us, in a session of its own, with both outputs appended to file ``output``.
 
     PR_SET_PDEATHSIG would not do: the kernel forgets it when the program enters a user namespace, as Apptainer does. So the
-    program inherits the reading end of a pipe that asks for SIGTERM to its process (fcntl(2): F_SETOWN, F_SETSIG, O_ASYNC) when
-    something happens there, and all that ever happens is that the writing end closes with us. Raises MissingTool.
+    program inherits the reading end of a pipe that asks for ``orphan_signal`` to its process when something happens there
+    (fcntl(2): F_SETOWN, F_SETSIG, O_ASYNC), and all that ever happens is that the writing end closes with us. Raises MissingTool.
     """
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     reader, writer = os.pipe()
@@ -198,9 +205,12 @@ async def spawn(argv: Sequence[str], *, output: str, env: Mapping[str, str] | No
             start_new_session=True,
             pass_fds=[reader],
         )
-        fcntl.fcntl(reader, fcntl.F_SETOWN, process.pid)  # of the open file, which the program shares: no code between fork and exec
-        fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGTERM)
-        fcntl.fcntl(reader, fcntl.F_SETFL, fcntl.fcntl(reader, fcntl.F_GETFL) | os.O_ASYNC)
+        try:  # these belong to the open file, which the program shares: nothing of ours need run between fork and exec
+            fcntl.fcntl(reader, fcntl.F_SETOWN, process.pid)
+            fcntl.fcntl(reader, fcntl.F_SETSIG, orphan_signal)
+            fcntl.fcntl(reader, fcntl.F_SETFL, fcntl.fcntl(reader, fcntl.F_GETFL) | os.O_ASYNC)
+        except ProcessLookupError:
+            pass  # it has ended already
     except BaseException as exc:
         os.close(writer)
         if isinstance(exc, FileNotFoundError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ class Component:
     """Seconds it may take to become ready before it is started again."""
     stop_timeout: float = 10.0
     """Seconds between SIGTERM and SIGKILL."""
+    orphan_signal: signal.Signals = signal.SIGTERM
+    """What the kernel sends when the runner dies without ending it."""
     certificates: tuple[str, ...] = ()
     """Leaves of the PKI that it reads when it starts: it is restarted when one of them is renewed."""
 

@@ -88,8 +88,15 @@ class Runner:
         procs.adopt_orphans()
         for kept in self._kept.values():
             logfiles.rotate(self._log_path(kept.spec.name))
-            self._tasks.append(tasks.guarded(self._keep(kept), f"keep {kept.spec.name}"))
+            task = tasks.guarded(self._keep(kept), f"keep {kept.spec.name}")
+            task.add_done_callback(self._crashed)
+            self._tasks.append(task)
         self._tasks.append(tasks.guarded(self._rotate(), "rotate logs"))
+
+    def _crashed(self, task: asyncio.Task[None]) -> None:
+        """Let nobody wait for ever for a component that is no longer looked after."""
+        if not task.cancelled() and (defect := task.exception()) and not self._failure.done():
+            self._failure.set_exception(defect)
 
     async def wait_ready(self, name: str) -> None:
         """Wait until the component is ready. Raises StateError when it (or one that it waits for) does not come up at all."""
@@ -158,7 +165,9 @@ class Runner:
         spec = kept.spec
         try:
             env = {**self._environment, **spec.env}
-            kept.process = await procs.spawn(spec.argv, output=self._log_path(spec.name), env=env, cwd=self._folder)
+            kept.process = await procs.spawn(
+                spec.argv, output=self._log_path(spec.name), env=env, cwd=self._folder, orphan_signal=spec.orphan_signal
+            )
         except errors.MissingTool as exc:
             return f"cannot be started: {exc.message}"
         self._set(kept, phase="starting", pid=kept.process.pid)
@@ -206,8 +215,9 @@ class Runner:
         if kept.process is None or kept.process.returncode is not None:
             return
         kept.process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(kept.process.wait(), kept.spec.stop_timeout)
+        alone = any(self._kept[link].state.pid == 0 for link in kept.spec.links)
+        try:  # scancel's SIGTERM goes to all processes at once: without etcd the API server would not come to an end
+            await asyncio.wait_for(kept.process.wait(), min(kept.spec.stop_timeout, 3.0) if alone else kept.spec.stop_timeout)
         except asyncio.TimeoutError:
             log.warning("%s does not end on SIGTERM, killing it", kept.spec.name)
             kept.process.send_signal(signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 
 from hpk.bootstrap import component
 
@@ -57,4 +58,6 @@ def build(run: component.Run) -> component.Component:
         ready=component.Check(f"{run.api_server}/readyz", run.pki("ca.crt"), run.pki("admin.crt"), run.pki("admin.key")),
         ready_timeout=120.0,
         stop_timeout=15.0,
+        # at once: while it shuts down in order it would wait a minute for etcd, which goes at the same moment
+        orphan_signal=signal.SIGHUP,
     )
