@@ -7,6 +7,7 @@ asked for what they cannot tell: why a job waits, and that a job has ended. Not 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
@@ -116,10 +117,8 @@ class Pleg:
                 left = self._last + self._interval(loop.time()) - loop.time()
                 if left <= 0:
                     return
-            try:
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
-            except (asyncio.TimeoutError, TimeoutError):
-                return
 
     async def _relist(self, looks: list[asyncio.Future[dict[str, list[commands.Job]]]]) -> None:
         loop = asyncio.get_running_loop()

@@ -69,7 +69,7 @@ class StatusManager:
             return
         entry.pod = pod
         version = pod["metadata"].get("resourceVersion", "")
-        if entry.acked is None or entry.wanted is not None or not version.isdigit() or int(version) <= entry.version:
+        if entry.acked is None or entry.busy or not version.isdigit() or int(version) <= entry.version:
             return
         if status.patch(entry.acked, pod.get("status") or {}) is not None:
             entry.wanted, entry.acked = entry.acked, None

@@ -8,6 +8,7 @@ grace and a margin later    scancel: everything gets SIGTERM, then SIGKILL; agai
 
 from __future__ import annotations
 
+import asyncio
 import calendar
 import logging
 import time
@@ -29,6 +30,11 @@ DIAL_SECONDS = 3.0
 AGAIN = 10.0
 #: The supervisor keeps activeDeadlineSeconds itself; the kubelet acts only when it did not for so many seconds.
 DEADLINE_SLACK = 10.0
+
+
+def now() -> float:
+    """Seconds of the event loop's clock."""
+    return asyncio.get_running_loop().time()
 
 
 def epoch(text: str) -> float:
@@ -65,7 +71,7 @@ class Stopper:
 
     def __init__(self, stop: outcome.Stop, grace: float) -> None:
         self.stop = stop
-        self._begin = time.monotonic()
+        self._begin = now()
         self._end = self._begin + grace
         self._told = float("-inf")  # the end that the supervisor was told of last
         self._told_by: object = None
@@ -74,34 +80,34 @@ class Stopper:
 
     def shorten(self, grace: float) -> None:
         """A later deletion may only leave less time."""
-        self._end = min(self._end, time.monotonic() + grace)
+        self._end = min(self._end, now() + grace)
 
     async def act(self, worker: Worker) -> float:
-        """Do what is due now; the seconds after which to come again."""
-        now = time.monotonic()
+        """Do what is due; the seconds after which to come again."""
+        time_now = now()
         job, job_id = worker.job, worker.submission.job_id
         if worker.report is None and (job is None or job.state is states.JobState.PENDING):
             if job is not None:
-                await self._cancel(worker, now)
+                await self._cancel(worker, time_now)
             else:
                 worker._kit.pleg.poke()
             return 2.0
-        if now >= self._end + MARGIN:
-            if now - self._cancelled >= AGAIN:
+        if time_now >= self._end + MARGIN:
+            if time_now - self._cancelled >= AGAIN:
                 log.warning("the Pod has not ended in time: cancelling Slurm job %s", job_id)
-            await self._cancel(worker, now)
+            await self._cancel(worker, time_now)
             return AGAIN
         channels: channel.ChannelServer = worker._kit.channels
         peer = channels.peer(worker.uid)
         if peer is not None:
             news = peer is not self._told_by or self._end < self._told - 0.5
-            if news and channels.stop_pod(worker.uid, max(0.0, self._end - now), self.stop.reason, self.stop.message):
+            if news and channels.stop_pod(worker.uid, max(0.0, self._end - time_now), self.stop.reason, self.stop.message):
                 self._told, self._told_by = self._end, peer
-        elif not self._signalled and now - self._begin >= DIAL_SECONDS:
+        elif not self._signalled and time_now - self._begin >= DIAL_SECONDS:
             self._signalled = await self._quietly(worker._kit.slurm.cancel(job_id, signal="TERM", batch=True))
         elif not self._signalled:
-            return self._begin + DIAL_SECONDS - now + 0.01
-        return self._end + MARGIN - now + 0.01
+            return self._begin + DIAL_SECONDS - time_now + 0.01
+        return self._end + MARGIN - time_now + 0.01
 
     async def _cancel(self, worker: Worker, now: float) -> None:
         if now - self._cancelled >= AGAIN and await self._quietly(worker._kit.slurm.cancel(worker.submission.job_id)):

@@ -86,7 +86,7 @@ _PER_JOB_LIMIT = re.compile(r"(?:QOS|Assoc)(?:Max|Min)\w*(?:PerJob|Wall)\w*", re
 #: Words of the controller that no retry changes.
 _NEVER = re.compile(
     r"invalid|not available|can ?not be satisfied|not permitted|denied|exceed|too (?:big|large|long)|violates|disabled|unsupported|"
-    r"not supported|requires|must ",
+    r"not supported|requires|must |than permitted",
     re.IGNORECASE,
 )
 #: The request may or may not have reached the controller: look before asking again.
