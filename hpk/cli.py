@@ -13,7 +13,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hpk import __version__, errors, logs
+from hpk import __version__, errors, logs, paths
+from hpk.slurm import private
 
 #: name -> (module, one line of help)
 COMMANDS = {
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(command).parse_args(words)
         logs.setup(args.verbose)
+        os.environ.update(private.environment(paths.Paths.default(), os.environ))
         run = importlib.import_module(COMMANDS[args.command][0]).run
         result = asyncio.run(run(args)) if inspect.iscoroutinefunction(run) else run(args)
         return int(result or 0)

@@ -87,6 +87,84 @@ class PodDir:
 
 
 @dataclasses.dataclass(frozen=True)
+class SlurmDir:
+    """The private Slurm of one machine (``hpk slurm up``). Mode 0700."""
+
+    root: str
+
+    @property
+    def conf(self) -> str:
+        """slurm.conf: what SLURM_CONF names. cgroup.conf lies beside it, as Slurm wants it."""
+        return os.path.join(self.root, "etc", "slurm.conf")
+
+    @property
+    def client_conf(self) -> str:
+        """slurm.conf for commands outside of jobs, where it has to differ."""
+        return os.path.join(self.root, "etc", "client.conf")
+
+    @property
+    def cgroup_conf(self) -> str:
+        return os.path.join(self.root, "etc", "cgroup.conf")
+
+    @property
+    def hosts(self) -> str:
+        """What the daemons see as /etc/hosts where the machine's own name is not that of a loopback address."""
+        return os.path.join(self.root, "etc", "hosts")
+
+    @property
+    def settings(self) -> str:
+        """What stays the same between runs: {"cpus", "memoryMB", "slurmctldPort", "slurmdPort"}."""
+        return os.path.join(self.root, "settings.json")
+
+    @property
+    def lock(self) -> str:
+        """Held while daemons are started or stopped."""
+        return os.path.join(self.root, "lock")
+
+    @property
+    def munge_key(self) -> str:
+        """Secret by which the daemons and commands of this Slurm know one another."""
+        return os.path.join(self.root, "munge.key")
+
+    @property
+    def munge_seed(self) -> str:
+        return os.path.join(self.root, "munge.seed")
+
+    @property
+    def state(self) -> str:
+        """slurmctld's queue."""
+        return os.path.join(self.root, "state")
+
+    @property
+    def spool(self) -> str:
+        """slurmd's running jobs: their scripts and sockets."""
+        return os.path.join(self.root, "spool")
+
+    @property
+    def run(self) -> str:
+        return os.path.join(self.root, "run")
+
+    @property
+    def munge_socket(self) -> str:
+        return os.path.join(self.root, "run", "munge.sock")
+
+    def pid(self, daemon: str) -> str:
+        return os.path.join(self.root, "run", f"{daemon}.pid")
+
+    @property
+    def logs(self) -> str:
+        return os.path.join(self.root, "log")
+
+    def log(self, daemon: str) -> str:
+        return os.path.join(self.root, "log", f"{daemon}.log")
+
+    @property
+    def finished_jobs(self) -> str:
+        """One line for each job that ended (jobcomp/filetxt): this Slurm has no accounting."""
+        return os.path.join(self.root, "log", "jobs.txt")
+
+
+@dataclasses.dataclass(frozen=True)
 class Paths:
     """Paths below one state directory."""
 
@@ -189,6 +267,9 @@ class Paths:
     def slurm(self) -> str:
         """The private Slurm of ``hpk slurm up``, one folder per host name."""
         return self._join("slurm")
+
+    def slurm_dir(self, host: str) -> SlurmDir:
+        return SlurmDir(self._join("slurm", host))
 
     def pod(self, namespace: str, name: str, uid: str) -> PodDir:
         """Folder of a Pod. A name may have 253 characters and a file name 255, so long names are cut: the UID makes it unique."""
