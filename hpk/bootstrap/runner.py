@@ -215,7 +215,8 @@ class Runner:
         if kept.process is None or kept.process.returncode is not None:
             return
         kept.process.send_signal(signal.SIGTERM)
-        alone = any(self._kept[link].state.pid == 0 for link in kept.spec.links)
+        pids = self._pids()
+        alone = any((process := self._kept[link].process) is None or process.pid not in pids for link in kept.spec.links)
         try:  # scancel's SIGTERM goes to all processes at once: without etcd the API server would not come to an end
             await asyncio.wait_for(kept.process.wait(), min(kept.spec.stop_timeout, 3.0) if alone else kept.spec.stop_timeout)
         except asyncio.TimeoutError:
