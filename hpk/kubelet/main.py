@@ -188,6 +188,7 @@ async def _serve(
         tasks.guarded(generator.run(), "pleg"),
         tasks.guarded(watch.Reflector(client, kube_client.path("v1", "services"), services).run(), "services"),
         tasks.guarded(controller.run(), "pods"),
+        tasks.guarded(preparer.volumes.keep_fresh(controller.pods), "volumes"),
         tasks.guarded(_alive(where), "sign of life"),
     ]
     end = asyncio.create_task(stopping.wait(), name="wait for SIGTERM")

@@ -13,16 +13,15 @@ import os
 import secrets
 import shutil
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hpk import config as configuration
 from hpk import errors, files, paths
 from hpk.kube import client as kube_client
-from hpk.kube import errors as kube_errors
 from hpk.kube import events, quantity, store
-from hpk.kubelet import admission, credentials, env, images, plan, podplan, resources, script, tokens
-from hpk.kubelet.volumes import atomic, mounts, payload
+from hpk.kubelet import admission, credentials, env, images, objects, plan, podplan, resources, script
+from hpk.kubelet.volumes import manager, mounts
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +33,6 @@ PARALLEL = 64
 RUNTIME_HANDLERS = ("apptainer", "singularity")
 #: How long a Pod waits for the list of Services, which is needed for its environment.
 _SERVICES_TIMEOUT = 10.0
-#: The API server lets a node read what its Pods refer to, but learns of a new Pod a moment after us: seconds between tries.
-_FORBIDDEN_PAUSES = (0.05, 0.2, 0.5)
 
 
 class Preparer:
@@ -57,7 +54,13 @@ class Preparer:
         self._recorder = recorder
         self._images = images
         self._services = services
-        self._tokens = tokens.TokenManager(client)
+        self._objects = objects.Objects(client)
+        self.volumes = manager.VolumeManager(
+            client=client,
+            paths=paths,
+            allocatable=lambda pod, memory: plan.allocatable(resources.job(pod, config), memory),
+            memory=self._node_memory,
+        )
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def prepare(self, pod: dict[str, Any]) -> podplan.PodPlan:
@@ -69,8 +72,8 @@ class Preparer:
                 if spec.get("runtimeClassName"):
                     await self._check_runtime_class(spec["runtimeClassName"])
                 _make_folders(spec, pod_dir)
-                claims = await self._claims(pod)
-                await self._write_volumes(pod, pod_dir)
+                claims = await self.volumes.claims(pod)
+                await self.volumes.write(pod)
                 keyrings = await self._keyrings(pod)
             found = await self._pull(pod, keyrings)  # holds no slot: a registry that hangs must not hold up other Pods
             async with self._slots:
@@ -88,17 +91,9 @@ class Preparer:
             raise errors.NotReady("ContainerCreating", message, event="FailedMount") from exc
         return result
 
-    async def refresh(self, pod: dict[str, Any]) -> bool:
-        """Bring changed ConfigMaps, Secrets, tokens and downward API fields to a running Pod's volumes; whether any changed.
-
-        Raises NotReady; the old files are then still there, as upstream keeps them.
-        """
-        metadata = pod["metadata"]
-        return await self._write_volumes(pod, self._paths.pod(metadata["namespace"], metadata["name"], metadata["uid"]))
-
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a Pod that is gone."""
-        self._tokens.forget(uid)
+        self.volumes.forget(uid)
         self._images.forget(uid)
 
     async def _check_runtime_class(self, name: str) -> None:
@@ -114,94 +109,11 @@ class Preparer:
             message = f'Failed to create pod sandbox: no runtime for "{handler}" is configured (there is: {", ".join(RUNTIME_HANDLERS)})'
             raise errors.NotReady("ContainerCreating", message, event="FailedCreatePodSandBox")
 
-    # -- objects -------------------------------------------------------------------------------------------------------
-
-    async def _get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
-        for pause in (*_FORBIDDEN_PAUSES, None):
-            try:
-                return await self._client.get(kube_client.path("v1", kind, namespace or None, name))
-            except kube_errors.NotFound:
-                return None
-            except kube_errors.Forbidden:
-                if pause is None:
-                    raise
-                await asyncio.sleep(pause)
-        raise AssertionError("the last try returns or raises")
-
-    async def _get_all(self, kind: str, namespace: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        wanted = sorted({name for name in names if name})
-        found = await asyncio.gather(*(self._get(kind, namespace, name) for name in wanted))
-        return {name: obj for name, obj in zip(wanted, found, strict=True) if obj is not None}
-
-    # -- volumes -------------------------------------------------------------------------------------------------------
-
-    async def _claims(self, pod: Object) -> dict[str, mounts.HostVolume]:
-        """Where the PersistentVolumeClaims of the Pod are, by volume name."""
-        namespace, found = pod["metadata"]["namespace"], {}
-        for volume in pod["spec"].get("volumes") or []:
-            kind = payload.kind_of(volume)
-            if kind not in ("persistentVolumeClaim", "ephemeral"):
-                continue
-            own = kind == "ephemeral"
-            name = f"{pod['metadata']['name']}-{volume['name']}" if own else volume[kind]["claimName"]
-            claim = await self._get("persistentvolumeclaims", namespace, name)
-            if claim is None:
-                raise _failed_mount(volume["name"], f'persistentvolumeclaim "{name}" not found')
-            bound = claim["spec"].get("volumeName")
-            if not bound or (claim.get("status") or {}).get("phase") != "Bound":
-                raise _failed_mount(volume["name"], f'persistentvolumeclaim "{name}" is not bound to a volume')
-            persistent = await self._get("persistentvolumes", "", bound)
-            if persistent is None:
-                raise _failed_mount(volume["name"], f'persistentvolume "{bound}" not found')
-            place = mounts.claim_volume(claim, persistent)
-            read_only = not own and bool(volume[kind].get("readOnly"))
-            found[volume["name"]] = mounts.HostVolume(place.path, place.type, place.read_only or read_only)
-        return found
-
-    async def _write_volumes(self, pod: Object, pod_dir: paths.PodDir) -> bool:
-        written = [volume for volume in pod["spec"].get("volumes") or [] if payload.kind_of(volume) in payload.KINDS]
-        namespace = pod["metadata"]["namespace"]
-        needs = {volume["name"]: payload.references(volume) for volume in written}
-        config_maps, secret_objects = await asyncio.gather(
-            self._get_all("configmaps", namespace, (name for maps, _, _ in needs.values() for name, _ in maps)),
-            self._get_all("secrets", namespace, (name for _, some, _ in needs.values() for name, _ in some)),
-        )
-        changed = False
-        for volume in written:
-            given: dict[tuple[str, int], str] = {}
-            for audience, seconds in needs[volume["name"]][2]:
-                given[audience, seconds] = await self._token(pod, volume["name"], audience, seconds)
-            memory = await self._node_memory(_resource_refs(volume))
-            sources = payload.Sources(
-                config_maps,
-                secret_objects,
-                lambda audience, seconds, given=given: given[audience, seconds],  # type: ignore[misc]
-                plan.allocatable(resources.job(pod, self._config), memory),
-            )
-            try:
-                content = payload.build(pod, volume, sources)
-            except payload.VolumeError as exc:
-                raise _failed_mount(volume["name"], exc.message) from exc
-            changed |= await asyncio.to_thread(atomic.write, pod_dir.volume(volume["name"]), content)
-        return changed
-
-    async def _token(self, pod: Object, volume: str, audience: str, seconds: int) -> str:
-        for pause in (*_FORBIDDEN_PAUSES, None):
-            try:
-                return await self._tokens.get(pod, audience, seconds)
-            except kube_errors.NotFound as exc:
-                raise _failed_mount(volume, f"failed to fetch token: {exc.message}") from exc
-            except kube_errors.Forbidden as exc:
-                if pause is None:
-                    raise _failed_mount(volume, f"failed to fetch token: {exc.message}") from exc
-                await asyncio.sleep(pause)
-        raise AssertionError("the last try returns or raises")
-
     async def _node_memory(self, wanted: bool) -> int:
-        """Allocatable memory of the node, asked for only when a field wants it."""
+        """Allocatable memory of the node in bytes, asked for only when a field wants it."""
         if not wanted:
             return 0
-        node = await self._get("nodes", "", self._config.cluster.node_name)
+        node = await self._objects.get("nodes", "", self._config.cluster.node_name)
         return quantity.ceil(((node or {}).get("status") or {}).get("allocatable", {}).get("memory", 0))
 
     # -- images --------------------------------------------------------------------------------------------------------
@@ -231,7 +143,7 @@ class Preparer:
     async def _keyrings(self, pod: dict[str, Any]) -> Sequence[Mapping[str, credentials.Credential]]:
         """Credentials of the Pod's imagePullSecrets (the API server has added the service account's to them)."""
         names = [ref.get("name", "") for ref in pod["spec"].get("imagePullSecrets") or []]
-        found = await self._get_all("secrets", pod["metadata"]["namespace"], names)
+        found = await self._objects.get_all("secrets", pod["metadata"]["namespace"], names)
         missing = [name for name in names if name and name not in found]
         if missing and self._recorder is not None:
             message = f"Unable to retrieve some image pull secrets ({', '.join(missing)}); attempting to pull the image may not succeed."
@@ -253,9 +165,9 @@ class Preparer:
         namespace = pod["metadata"]["namespace"]
         maps, some = env_references(pod)
         config_maps, secret_objects, memory = await asyncio.gather(
-            self._get_all("configmaps", namespace, maps),
-            self._get_all("secrets", namespace, some),
-            self._node_memory(any(_resource_refs(container) for _, container in admission.containers(pod["spec"]))),
+            self._objects.get_all("configmaps", namespace, maps),
+            self._objects.get_all("secrets", namespace, some),
+            self._node_memory(any(manager.resource_refs(container) for _, container in admission.containers(pod["spec"]))),
         )
         if self._services is not None:
             try:
@@ -355,12 +267,3 @@ def remove(pod_dir: paths.PodDir) -> None:
 
     if os.path.isdir(pod_dir.root):
         shutil.rmtree(pod_dir.root, onerror=force)
-
-
-def _resource_refs(part: Object) -> bool:
-    """Whether a container or volume asks for a limit by the downward API."""
-    return "'resourceFieldRef'" in repr(part) and "limits." in repr(part)
-
-
-def _failed_mount(volume: str, problem: str) -> errors.NotReady:
-    return errors.NotReady("ContainerCreating", f'MountVolume.SetUp failed for volume "{volume}" : {problem}', event="FailedMount")

@@ -18,7 +18,8 @@ from hpk.kube import client as kube_client
 from hpk.kube import errors as kube_errors
 from hpk.kube import store
 from hpk.kubelet import images, podplan, prepare
-from tests.component.conftest import APIServer
+from hpk.kubelet.volumes import manager
+from tests.component.conftest import APIServer, until
 
 pytestmark = pytest.mark.component
 
@@ -227,17 +228,35 @@ async def test_refresh(preparer: prepare.Preparer, admin: kube_client.Client, na
     )
     plan = await preparer.prepare(pod)
     folder = pathlib.Path(paths.PodDir(plan.pod_dir).volume("v"))
-    assert not await preparer.refresh(pod)
+    assert not await preparer.volumes.refresh(pod)
     await admin.patch(kube_client.path("v1", "configmaps", namespace, "cfg"), {"data": {"a": "2", "gone": None}}, kind="merge")
     changed = await admin.patch(kube_client.pods_path(namespace, pod["metadata"]["name"]), {"metadata": {"labels": {"app": "new"}}})
-    assert await preparer.refresh(changed)
+    assert await preparer.volumes.refresh(changed)
     assert (folder / "a").read_text() == "2"
     assert not (folder / "gone").exists()
     assert (folder.parent / "d" / "labels").read_text() == 'app="new"'
     await admin.delete(kube_client.path("v1", "configmaps", namespace, "cfg"))
-    with pytest.raises(errors.NotReady):
-        await preparer.refresh(changed)
+    with pytest.raises(errors.NotReady, match='configmap "cfg" not found'):
+        await preparer.volumes.refresh(changed)
     assert (folder / "a").read_text() == "2"  # what runs keeps what it has
+
+
+async def test_running_pods_are_kept_fresh(
+    preparer: prepare.Preparer, admin: kube_client.Client, namespace: str, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "REFRESH_SECONDS", 0.2)
+    await config_map(admin, namespace, "cfg", a="1")
+    volume = {"volumes": [{"name": "v", "configMap": {"name": "cfg"}}], "automountServiceAccountToken": False}
+    pods = [{**(await create(admin, namespace, image, **volume)), "status": {"phase": "Running"}} for _ in range(3)]
+    folders = [pathlib.Path(paths.PodDir((await preparer.prepare(pod)).pod_dir).volume("v")) for pod in pods]
+    prepare.remove(paths.PodDir(str(folders[2].parent.parent)))  # its worker was quicker than the list of Pods
+    task = asyncio.create_task(preparer.volumes.keep_fresh(lambda: pods))
+    try:
+        await admin.patch(kube_client.path("v1", "configmaps", namespace, "cfg"), {"data": {"a": "2"}}, kind="merge")
+        await until(lambda: all((folder / "a").read_text() == "2" for folder in folders[:2]))
+    finally:
+        task.cancel()
+    assert not folders[2].parent.parent.exists()
 
 
 async def test_many_at_once(preparer: prepare.Preparer, admin: kube_client.Client, namespace: str, image: str) -> None:

@@ -22,12 +22,14 @@ from hpk.kubelet.volumes import payload
 DATA = "..data"
 
 
-def write(folder: str, content: payload.Payload) -> bool:
+def write(folder: str, content: payload.Payload, *, create: bool = True) -> bool:
     """Make ``folder`` hold exactly ``content``. Returns whether anything changed; after a crash at any point it can be called again.
 
-    Raises OSError (ENOSPC, EDQUOT, ...); the old content is then still there.
+    Raises OSError (ENOSPC, EDQUOT, ...); the old content is then still there. Without ``create`` a folder that is not there is
+    such an error: the Pod that it was of is gone.
     """
-    os.makedirs(folder, mode=0o755, exist_ok=True)
+    if create:
+        os.makedirs(folder, mode=0o755, exist_ok=True)
     link = os.path.join(folder, DATA)
     try:
         current = os.readlink(link)
