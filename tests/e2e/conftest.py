@@ -29,6 +29,7 @@ def bed() -> Iterator[Bed]:
 
 def _cluster(bed: Bed, user: str) -> Cluster:
     cluster = Cluster(bed, user)
+    cluster.run("rm", "-rf", f"{cluster.home}/.hpk")  # a new user, also on a bed that was kept
     seconds = cluster.start()
     print(f"{user}: sbatch to node Ready {seconds:.1f} s", file=sys.stderr)
     return cluster
