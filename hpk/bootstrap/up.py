@@ -53,6 +53,8 @@ class Ticker:
     """Prints one line per step, each once."""
 
     began: float
+    submitted: bool
+    """Whether the job is ours: else it may have been ready for long, and its steps are no news."""
     shown: int = 0
     waiting: str = ""
 
@@ -118,8 +120,8 @@ async def run(args: argparse.Namespace) -> int:
     slurm = commands.Slurm(configuration.load(where))
     script = find_script(where, args.script)
     procs.find("sbatch", hint="load the site's Slurm module, or `hpk slurm up` where the site has no Slurm")
-    ticker = Ticker(time.monotonic())
     job = await jobs.control_plane(slurm, known_jobs(where))
+    ticker = Ticker(time.monotonic(), submitted=job is None)
     if job is None:
         holder, _ = lock.read(where.lock)
         if holder and not holder.job_id and (holder.host != node.host_name() or lock.process_start(holder.pid) == holder.started):
@@ -146,6 +148,8 @@ async def follow(slurm: commands.Slurm, where: paths.Paths, job_id: str, ticker:
         report = read_report(where)
         if report.get("jobID") == job_id and report.get("phase") in ("starting", "ready"):
             if not started:
+                if report["ready"] and not ticker.waiting and not ticker.submitted:
+                    return  # it was up before we came
                 started = True
                 ticker.tick(f"job runs on {report['host']}")
             ticker.steps(report["steps"])
@@ -173,5 +177,5 @@ async def _ask(slurm: commands.Slurm, where: paths.Paths, job_id: str, ticker: T
             hint=f"its output: {os.path.join(where.logs, OUTPUT.replace('%j', job_id))}, the parts' logs beside it",
         )
     if job.state is states.JobState.PENDING:
-        ticker.wait(f"job {job_id} is queued: {job.reason}")
+        ticker.wait(f"job {job_id} is queued" + (f": {job.reason}" if job.reason not in ("", "None") else ""))
     return started

@@ -119,7 +119,7 @@ async def test_up_tells_why_the_job_ended(tmp_path: pathlib.Path) -> None:
     (tmp_path / ".hpk" / "logs" / "hpk-17.out").write_text("x\nhpk: error: controlPlane.port: port 80 is taken\nhint: choose\n")
     slurm = Squeue(job("17", "FAILED", jobs.COMMENT))
     with pytest.raises(errors.StateError, match=r"job 17 ended \(FAILED\): controlPlane\.port: port 80 is taken"):
-        await up.follow(slurm, where, "17", up.Ticker(time.monotonic()), 5.0)
+        await up.follow(slurm, where, "17", up.Ticker(time.monotonic(), submitted=True), 5.0)
 
 
 async def test_up_shows_the_reason_of_the_queue_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ async def test_up_shows_the_reason_of_the_queue_once(tmp_path: pathlib.Path, mon
     monkeypatch.setattr(sys, "stdout", said)
     slurm = Squeue(job("17", "PENDING", jobs.COMMENT))
     with pytest.raises(errors.StateError, match="not ready after"):
-        await up.follow(slurm, paths.Paths(str(tmp_path)), "17", up.Ticker(time.monotonic()), 0.5)
+        await up.follow(slurm, paths.Paths(str(tmp_path)), "17", up.Ticker(time.monotonic(), submitted=True), 0.5)
     assert said.getvalue().count("job 17 is queued: Priority") == 1
 
 
@@ -136,7 +136,7 @@ async def test_up_waits_on_while_slurm_does_not_answer(tmp_path: pathlib.Path) -
     slurm = Squeue()
     slurm.answer = None
     with pytest.raises(errors.StateError, match="job 17 goes on"):
-        await up.follow(slurm, paths.Paths(str(tmp_path)), "17", up.Ticker(time.monotonic()), 0.5)
+        await up.follow(slurm, paths.Paths(str(tmp_path)), "17", up.Ticker(time.monotonic(), submitted=True), 0.5)
 
 
 def test_jobs_known_to_the_state_directory(tmp_path: pathlib.Path) -> None:
