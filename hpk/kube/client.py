@@ -37,7 +37,7 @@ _PATCH_TYPES: dict[PatchKind, str] = {
 RETRY_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 #: Longest pause that the server may ask for by Retry-After, in seconds.
 MAX_RETRY_AFTER = 10.0
-#: Time that one request (not a watch) may take, in seconds: the server's own limit is 60.
+#: Time that one request (not a watch) may take, in seconds: the server's own limit is 60. No retry begins later than that.
 REQUEST_TIMEOUT = 65.0
 CONNECT_TIMEOUT = 10.0
 
@@ -183,6 +183,7 @@ class Client:
     ) -> bytes:
         """One request with its retries; returns the body. Raises the classes of hpk/kube/errors.py."""
         delays = iter(RETRY_DELAYS)
+        deadline = asyncio.get_running_loop().time() + REQUEST_TIMEOUT  # a silent server is not asked seven times
         while True:
             try:
                 return await self._once(method, path, query or {}, body, content_type)
@@ -199,7 +200,7 @@ class Client:
             except errors.ServerError as exc:
                 failure, again = exc, idempotent
             delay = next(delays, None)
-            if not again or delay is None:
+            if not again or delay is None or asyncio.get_running_loop().time() > deadline:
                 raise failure
             wanted = getattr(failure, "retry_after", None) or 0.0
             await asyncio.sleep(max(delay, wanted) * (1 + random.random() / 2))  # noqa: S311 - spreading, not a secret

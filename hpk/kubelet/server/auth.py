@@ -112,10 +112,11 @@ class Auth:
 
     async def authenticate(self, certificate: Any, authorization: str) -> User | None:
         """Return the user, None when nothing proves one. Raises APIError when the API server cannot be asked."""
+        user = from_certificate(certificate)  # first, as upstream
         scheme, _, token = authorization.partition(" ")
-        if scheme.lower() == "bearer" and token.strip():
+        if user is None and scheme.lower() == "bearer" and token.strip():
             return await self._review(token.strip())
-        return from_certificate(certificate)
+        return user
 
     async def _review(self, token: str) -> User | None:
         if len(token) > MAX_TOKEN:
