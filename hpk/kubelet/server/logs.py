@@ -25,7 +25,6 @@ CHUNK = 256 * 1024
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 0.5
 
-_PREFIX = re.compile(rb"^\S+ std(?:out|err) F\S* ", re.MULTILINE)
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:[.,](\d+))?([Zz]|[+-]\d\d:\d\d)")
 #: Length of the times that our own supervisor writes: UTC, nine digits. These compare as they are.
 _OWN_TIME = len("2006-01-02T15:04:05.000000000Z")
@@ -120,20 +119,13 @@ class Formatter:
     def __init__(self, chosen: Options) -> None:
         self._options = chosen
         self._at_start = True
-        self._plain = not (chosen.timestamps or chosen.since or chosen.stream != "All")
         self._since = chosen.since.encode()
         self._stream = chosen.stream.lower().encode()
         self.left = chosen.limit
 
     def feed(self, records: bytes) -> bytes:
         """Format ``records`` (each ends with a newline). Records that are none are left out."""
-        out = None
-        if self._plain and self._at_start:
-            stripped, count = _PREFIX.subn(b"", records)
-            if count == records.count(b"\n"):  # full lines only: one pass in C
-                out = stripped
-        if out is None:
-            out = b"".join([self._record(record) for record in records.split(b"\n")[:-1]])
+        out = b"".join([self._record(record) for record in records.split(b"\n")[:-1]])
         if self.left is not None:
             out = out[: self.left]
             self.left -= len(out)
