@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from tests.testbed import bed, commands, layout, packages
+from tests.testbed import bed, commands, golang, layout, packages
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -15,7 +15,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tests.testbed", description="A virtual HPC cluster on this machine; see tests/testbed."
     )
     sub = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    sub.add_parser("packages", help="install what the bed needs")
+    install = sub.add_parser("packages", help="install what the bed needs, and Go")
+    install.add_argument("--demo", action="store_true", help="only what a user's own cluster on this machine needs (make demo)")
     up = sub.add_parser("up", help="make the bed, or switch on its hosts that are off")
     up.add_argument("--nodes", type=int, help="number of compute hosts (default: 3)")
     run = sub.add_parser("run", help="run a command as a user, in their home")
@@ -48,7 +49,8 @@ def main(argv: list[str]) -> int:
     began = time.monotonic()
     match args.command:
         case "packages":
-            packages.ensure()
+            packages.ensure(packages.DEMO if args.demo else packages.BED)
+            golang.ensure()
         case "up":
             cluster.up(args.nodes)
             commands.say(f"{cluster.layout.name} is up: {', '.join(cluster.hosts)} ({time.monotonic() - began:.1f} s)")

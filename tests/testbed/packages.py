@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 
 from tests.testbed import apptainer, commands
 
-#: What for: Slurm and its accounting; Apptainer's helpers; the registry and making of images; namespaces and networks; hpk itself.
-_PACKAGES = (
-    *("slurmctld", "slurmd", "slurm-client", "slurmdbd", "munge", "mariadb-server"),
+#: For a user's cluster on this machine: Slurm, Apptainer's helpers, hpk itself and `make demo`.
+DEMO = (
+    *("slurmctld", "slurmd", "slurm-client", "munge"),
     *("squashfuse", "fuse-overlayfs", "squashfs-tools", "uidmap", "patchelf", "libseccomp2", "libsubid4"),
-    *("docker-registry", "skopeo", "umoci", "mmdebstrap", "busybox-static"),
-    *("iproute2", "nftables", "slirp4netns", "iputils-ping", "util-linux", "coreutils", "passwd", "procps", "curl"),
-    *("python3", "python3-venv", "shellcheck"),
+    *("python3", "python3-venv", "busybox-static", "ca-certificates", "util-linux", "coreutils", "passwd"),
+)
+#: For the test bed too: accounting, the registry and making of images, namespaces and networks, the linters.
+BED = (
+    *DEMO,
+    *("slurmdbd", "mariadb-server", "docker-registry", "skopeo", "umoci", "mmdebstrap"),
+    *("iproute2", "nftables", "slirp4netns", "iputils-ping", "procps", "curl", "shellcheck"),
 )
 _POLICY = "/usr/sbin/policy-rc.d"
 
 
-def ensure() -> None:
-    """Install what is missing. Raises TestbedError when apt fails."""
-    missing = _missing()
+def ensure(names: Sequence[str] = BED) -> None:
+    """Install what is missing of ``names``, and Apptainer. Raises TestbedError when apt fails."""
+    missing = _missing(names)
     if missing:
         commands.say(f"installing {' '.join(missing)}")
         commands.run(["apt-get", "update", "-q"], timeout=600)
@@ -29,10 +34,10 @@ def ensure() -> None:
     _devices()
 
 
-def _missing() -> list[str]:
-    query = commands.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *_PACKAGES], check=False).stdout
+def _missing(names: Sequence[str]) -> list[str]:
+    query = commands.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *names], check=False).stdout
     there = {line.split()[0] for line in query.splitlines() if line.split()[1:2] == ["ii"]}
-    return [package for package in _PACKAGES if package not in there]
+    return [package for package in names if package not in there]
 
 
 def _install(names: list[str]) -> None:
