@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -240,3 +241,32 @@ async def test_server_restart(apiserver: APIServer, admin: kube_client.Client, t
             return bool((await admin.get(LEASE))["spec"]["renewTime"] > first)
 
         await until(later, 10)
+
+
+async def test_with_the_controllers_pods_get_to_the_node(
+    apiserver: APIServer, admin: kube_client.Client, namespace: str, tmp_path: Any
+) -> None:
+    """The taint of a new node goes by itself, and a Deployment's Pods and a DaemonSet's land on it."""
+    apiserver.start_controller_manager()
+    kubeconfig = apiserver.kubeconfig("system:kube-scheduler")
+    scheduler = await asyncio.create_subprocess_exec(sys.executable, "-m", "hpk", "scheduler", "--kubeconfig", kubeconfig)
+    template = {"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "main", "image": "busybox"}]}}
+    spec = {"selector": {"matchLabels": {"app": "x"}}, "template": template}
+    for plural, kind, more in (("deployments", "Deployment", {"replicas": 3}), ("daemonsets", "DaemonSet", {})):
+        body = {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "x"}, "spec": {**spec, **more}}
+        await admin.create(kube_client.path("apps/v1", plural, namespace), body)
+
+    async def bound() -> bool:
+        pods = (await admin.list(kube_client.pods_path(namespace)))["items"]
+        return len(pods) == 4 and all(pod["spec"].get("nodeName") == "hpk" for pod in pods)
+
+    try:
+        async with kubelet(apiserver, tmp_path, PlayedSlurm()):
+            await until(lambda: ready(admin), 20)
+            await until(bound, 30)
+            assert not (await admin.get(NODE))["spec"].get("taints")
+            assert scheduler.returncode is None
+    finally:
+        scheduler.terminate()
+        await scheduler.wait()
+        apiserver.stop("kube-controller-manager")
