@@ -20,9 +20,9 @@ def memory(cluster: Cluster) -> list[tuple[str, float, float]]:
     """(process, RSS, PSS) in MB of every process of the control-plane job, largest first."""
     script = r"""
 for node in /proc/[0-9]*; do
-  [ "$(stat -c %u "$node" 2>/dev/null)" = "$(id -u)" ] || continue
+  [ "$(stat -c %u "$node" 2>/dev/null)" = "$(id -u)" ] && [ "${node#/proc/}" != $$ ] || continue
   rss=$(awk '/^Rss:/{print $2}' "$node/smaps_rollup" 2>/dev/null); pss=$(awk '/^Pss:/{print $2; exit}' "$node/smaps_rollup" 2>/dev/null)
-  [ -n "$rss" ] && printf '%s|%s|%s\n' "$(tr '\0' ' ' < "$node/cmdline")" "$rss" "$pss"
+  [ -n "$rss" ] && printf '%s|%s|%s\n' "$(tr '\0\n' '  ' < "$node/cmdline")" "$rss" "$pss"
 done
 """
     (job,) = [item for item in cluster.queue() if item["id"] == cluster.job]
