@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def control_plane_line(report: dict[str, Any], holder: lock.Owner | None, age: float | None, job: commands.Job | None) -> tuple[str, bool]:
     """Return the line about the control plane, and whether it runs, from run/cluster.json, the lock and Slurm (pure)."""
+    if job is not None and job.state is states.JobState.PENDING and holder is not None and holder.job_id == job.job_id:
+        return f"job {job.job_id} is queued again ({job.reason}); it ran on {holder.host}", False
     if holder is None:
         if job is not None:
             return f"job {job.job_id} is {job.state.value}" + (f" ({job.reason})" if job.state is states.JobState.PENDING else ""), False
