@@ -22,8 +22,9 @@ FAST_FOR = 6.0
 FAST_SECONDS = 0.5
 #: How much slower than configured the pace is when all jobs run and nothing is expected.
 QUIET_FACTOR = 5.0
-#: squeue may take at most this part of the controller's and our time.
+#: squeue may take at most this part of the controller's and our time, but one slow answer does not make us blind.
 LOAD = 0.1
+MAX_LOAD_PAUSE = 15.0
 MAX_BACKOFF = 30.0
 #: Looks, over at least so many seconds, that must miss a job before it counts as gone. Accounting may know it before.
 GONE_LOOKS = 3
@@ -105,7 +106,7 @@ class Pleg:
             pace = min(FAST_SECONDS, pace)
         elif not any(item.job is None or item.job.state is not states.JobState.RUNNING for item in self._tracked.values()):
             pace *= QUIET_FACTOR
-        return max(pace, self._took / LOAD)
+        return max(pace, min(self._took / LOAD, MAX_LOAD_PAUSE))
 
     async def _wait(self) -> None:
         """Until the next squeue is due: somebody asks, or there is something to follow and its time has come."""

@@ -28,7 +28,7 @@ from hpk import errors, files, logs, paths, records, tasks
 from hpk.kube import client as kube_client
 from hpk.kube import errors as kube_errors
 from hpk.kube import events
-from hpk.kubelet import admission, channel, faults, outcome, pleg, podplan, provider, status, status_manager, stopping
+from hpk.kubelet import admission, channel, faults, outcome, pleg, podplan, provider, script, status, status_manager, stopping
 from hpk.slurm import commands, states
 
 log = logging.getLogger(__name__)
@@ -357,6 +357,8 @@ class PodWorker:
             self._final_seen = self._final_seen or now
             left = self._final_seen + VERDICT_SECONDS - now
             if job_ended or stop is not None or left <= 0 or not outcome.needs_slurm(self.report):
+                if job_ended and stop is None:
+                    await self._ask_cause()
                 self.ended = outcome.ended(self.job if job_ended else None, self.report, stop)
                 return 0
             self._kit.pleg.poke()
@@ -384,6 +386,16 @@ class PodWorker:
         if self._queued_since and self._is_queued():
             wait = min(wait, EXPECTED_START_SECONDS)
         return wait
+
+    async def _ask_cause(self) -> None:
+        """A supervisor that was told to end did so: the job's state does not tell by whom and why, Slurm does."""
+        assert self.report is not None
+        assert self.job is not None
+        if self.report.get("reason") == outcome.TERMINATED and self.job.state in (states.JobState.FAILED, states.JobState.COMPLETED):
+            try:
+                self.job = await self._kit.slurm.cause(self.job, warning=stopping.grace_of_spec(self.pod) + script.WARNING_MARGIN)
+            except errors.SlurmUnknown as exc:
+                log.info("%s", exc.message)
 
     def _is_queued(self) -> bool:
         return self.report is None and (self.job is None or self.job.state is states.JobState.PENDING)

@@ -160,6 +160,22 @@ class Slurm:
                 found[job.job_id] = job
         return found
 
+    async def cause(self, job: Job, *, warning: float) -> Job:
+        """Ask why a job was told to end, which the state of one that then ended by itself does not tell; return it corrected.
+
+        It was preempted when it has a PreemptTime, and at its time limit when it ended within ``warning`` seconds of it: Slurm's
+        warning signal (--signal) comes up to a minute early.
+        """
+        out = await self._ask(["scontrol", "--oneliner", "show", "job", job.job_id])
+        fields = {name: value for name, _, value in (word.partition("=") for word in out.split())}
+        if fields.get("PreemptTime", "None") not in ("None", "N/A", "Unknown"):
+            return dataclasses.replace(job, state=states.JobState.PREEMPTED, word="PREEMPTED")
+        limit = _duration(fields.get("TimeLimit", ""))
+        start, end = _time(fields.get("StartTime", "")), _time(fields.get("EndTime", ""))
+        if limit and start and start + limit - end <= warning + 60:
+            return dataclasses.replace(job, state=states.JobState.TIMEOUT, word="TIMEOUT")
+        return job
+
     async def cancel(self, job_id: str, *, signal: str | None = None, batch: bool = False) -> None:
         """scancel; with ``signal`` only that signal is sent, with ``batch`` only to the batch script. An ended job is no error."""
         argv = ["scancel", "--quiet"]
@@ -231,6 +247,15 @@ def _number(text: str) -> int:
 
 def _time(text: str) -> float:
     return float(text) if text.isdigit() else 0.0
+
+
+def _duration(text: str) -> float:
+    """Seconds of Slurm's ``days-hours:minutes:seconds``; 0 for UNLIMITED and the like."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if not found:
+        return 0.0
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def _records(text: str, count: int) -> Iterable[list[str]]:

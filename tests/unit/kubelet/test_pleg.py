@@ -27,9 +27,11 @@ class Slurm:
         self.listed: list[commands.Job] | None = []
         self.accounts: dict[str, commands.Job] | None = {}
         self.calls: list[float] = []
+        self.seconds = 0.0
 
     async def jobs(self) -> dict[str, commands.Job]:
         self.calls.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.seconds)
         if self.listed is None:
             raise errors.SlurmUnknown("Unable to contact slurm controller")
         return {item.job_id: item for item in self.listed}
@@ -177,3 +179,17 @@ async def test_untracked_is_forgotten(slurm: Slurm) -> None:
     calls = len(slurm.calls)
     await asyncio.sleep(600)
     assert len(slurm.calls) == calls
+
+
+@clock.virtual
+async def test_slow_answers_make_the_pace_slower_but_not_blind(slurm: Slurm) -> None:
+    running = Running(slurm)
+    slurm.listed, slurm.seconds = [job(state=JobState.PENDING)], 1.0
+    running.pleg.track(UID, "7")
+    await asyncio.sleep(100)
+    assert 8 <= len(slurm.calls) <= 11
+    slurm.seconds = 9.0
+    await asyncio.sleep(30)
+    slurm.listed, slurm.seconds = [job(state=JobState.FAILED)], 0.1
+    await asyncio.sleep(30)
+    assert running.told[-1][1].state is JobState.FAILED

@@ -1,0 +1,174 @@
+"""Ends of Pods that nobody planned, and restarts of what watches them: the job's end is told truly, and no Pod has two jobs."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.e2e.cluster import Cluster, pod, terminated, wait_for
+
+pytestmark = pytest.mark.e2e
+
+SLEEPER = ("sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait")
+
+
+def jobs_of(cluster: Cluster, name: str) -> list[dict[str, str]]:
+    """All jobs that the Pod ever had, as accounting and the queue know them."""
+    lines = cluster.run("squeue", "--me", "-h", "-t", "all", "-o", "%i|%j|%T|%B").stdout.splitlines()
+    found = [dict(zip(("id", "name", "state", "host"), line.split("|"), strict=False)) for line in lines]
+    return [job for job in found if job["name"] == f"default/{name}"]
+
+
+def condition(found: dict, kind: str) -> dict:
+    return next((item for item in found["status"]["conditions"] if item["type"] == kind), {})
+
+
+def kubelet(cluster: Cluster) -> tuple[str, str]:
+    """Host and pid of the user's kubelet."""
+    for host in cluster.bed.nodes:
+        found = cluster.bed.root("pgrep", "-u", cluster.user, "-f", "--", "-m hpk kubelet", host=host, check=False).stdout.split()
+        if found:
+            return host, found[0]
+    raise AssertionError("no kubelet runs")
+
+
+def kill_kubelet(cluster: Cluster) -> None:
+    host, pid = kubelet(cluster)
+    cluster.bed.root("kill", "-9", pid, host=host)
+
+
+def test_scancel_outside_of_kubernetes(alice: Cluster) -> None:
+    alice.apply(pod("cancelled", *SLEEPER))
+    alice.wait_phase("cancelled", "Running")
+    (job,) = jobs_of(alice, "cancelled")
+    alice.run("scancel", job["id"])
+    failed = alice.wait_phase("cancelled", "Failed", timeout=90)
+    assert failed["status"]["reason"] == "SlurmJobCancelled"
+    assert job["id"] in failed["status"]["message"]
+    alice.delete("pod", "cancelled")
+
+
+def test_time_limit_of_slurm(alice: Cluster) -> None:
+    flags = {"slurm-job.hpk.io/flags": "--time=1"}
+    alice.apply(pod("short-lived", *SLEEPER, metadata={"annotations": flags}, terminationGracePeriodSeconds=2))
+    failed = alice.wait_phase("short-lived", "Failed", timeout=150)
+    assert failed["status"]["reason"] == "DeadlineExceeded"
+    alice.delete("pod", "short-lived")
+
+
+def test_preemption(alice: Cluster) -> None:
+    low = {"slurm-job.hpk.io/flags": "--partition=lowc --exclusive --nodelist=c3"}
+    alice.apply(pod("victim", *SLEEPER, metadata={"annotations": low}, terminationGracePeriodSeconds=2))
+    alice.wait_phase("victim", "Running")
+    other = alice.run("sbatch", "--parsable", "-p", "high", "--exclusive", "--nodelist=c3", "--wrap=sleep 20").stdout.strip()
+    failed = alice.wait_phase("victim", "Failed", timeout=120)
+    assert condition(failed, "DisruptionTarget")["reason"] == "PreemptionByScheduler"
+    assert failed["status"]["reason"] == "Preempted"
+    alice.run("scancel", other)
+    assert len(jobs_of(alice, "victim")) == 1
+    alice.delete("pod", "victim")
+
+
+def test_node_failure(alice: Cluster) -> None:
+    control_plane, _ = kubelet(alice)
+    victim = next(host for host in ("c3", "c2", "c1") if host != control_plane)
+    flags = {"slurm-job.hpk.io/flags": f"--nodelist={victim}"}
+    alice.apply(pod("on-dead-node", *SLEEPER, metadata={"annotations": flags}))
+    alice.wait_phase("on-dead-node", "Running")
+    alice.bed.kill_host(victim)
+    try:
+        failed = alice.wait_phase("on-dead-node", "Failed", timeout=120)
+        assert failed["status"]["reason"] == "NodeFail"
+        assert condition(failed, "DisruptionTarget")["status"] == "True"
+        end = terminated(failed)
+        assert (end["exitCode"], end["reason"]) == (137, "ContainerStatusUnknown")
+        alice.delete("pod", "on-dead-node")
+    finally:
+        alice.bed.start_host(victim)
+
+
+def test_force_deletion_ends_the_job(alice: Cluster) -> None:
+    alice.apply(pod("forced", *SLEEPER))
+    alice.wait_phase("forced", "Running")
+    alice.delete("pod", "forced", "--force", "--grace-period=0")
+    alice.wait(lambda: all(job["state"] not in ("PENDING", "RUNNING", "COMPLETING") for job in jobs_of(alice, "forced")), 30)
+
+
+def test_deletion_while_queued(alice: Cluster) -> None:
+    flags = {"slurm-job.hpk.io/flags": "--hold"}
+    alice.apply(pod("queued", "true", metadata={"annotations": flags}))
+    alice.wait(lambda: jobs_of(alice, "queued"))
+    begin = time.monotonic()
+    alice.delete("pod", "queued")
+    assert time.monotonic() - begin < 10
+    assert {job["state"] for job in jobs_of(alice, "queued")} == {"CANCELLED"}
+
+
+def test_kubelet_is_killed_while_pods_run_and_end(alice: Cluster) -> None:
+    alice.apply(
+        pod("stays", "sh", "-c", "echo $$; sleep 1000"),
+        pod("ends-meanwhile", "sh", "-c", "sleep 5; exit 9"),
+        pod("held-meanwhile", "true", metadata={"annotations": {"slurm-job.hpk.io/flags": "--hold"}}),
+    )
+    for name in ("stays", "ends-meanwhile"):
+        alice.wait_phase(name, "Running")
+    alice.wait(lambda: jobs_of(alice, "held-meanwhile"))
+    before = alice.get("pod", "stays")["status"]["containerStatuses"][0]
+    kill_kubelet(alice)
+    failed = alice.wait_phase("ends-meanwhile", "Failed", timeout=60)
+    assert terminated(failed)["exitCode"] == 9
+    alice.run("scontrol", "release", jobs_of(alice, "held-meanwhile")[0]["id"])
+    alice.wait_phase("held-meanwhile", "Succeeded", timeout=60)
+    after = alice.get("pod", "stays")["status"]["containerStatuses"][0]
+    assert (after["state"], after["restartCount"]) == (before["state"], 0)
+    for name in ("stays", "ends-meanwhile", "held-meanwhile"):
+        assert len(jobs_of(alice, name)) == 1
+    started = [event for event in alice.events("stays") if event["reason"] == "Started"]
+    assert len(started) == 1
+    alice.delete("pod", "stays", "ends-meanwhile", "held-meanwhile", "--grace-period=1")
+
+
+def test_pods_that_are_deleted_by_force_while_the_kubelet_is_away(alice: Cluster) -> None:
+    alice.apply(pod("orphan", *SLEEPER))
+    found = alice.wait_phase("orphan", "Running")
+    host, pid = kubelet(alice)
+    alice.bed.root("kill", "-STOP", pid, host=host)
+    alice.delete("pod", "orphan", "--force", "--grace-period=0")
+    alice.bed.root("kill", "-9", pid, host=host)
+    alice.wait(lambda: all(job["state"] != "RUNNING" for job in jobs_of(alice, "orphan")), 60)
+    folder = f"{alice.home}/.hpk/pods/default_orphan_{found['metadata']['uid']}"
+    alice.wait(lambda: alice.run("test", "-e", folder, check=False).returncode != 0, 60)
+
+
+def test_slurmctld_hangs_while_pods_are_created(alice: Cluster) -> None:
+    """The requests of sbatch wait in the controller's socket, time out for us, and may become jobs all the same."""
+    alice.bed.root("pkill", "-STOP", "slurmctld")
+    try:
+        alice.apply(*(pod(f"patient-{number}", "true") for number in range(3)))
+        time.sleep(20)
+        assert {alice.get("pod", f"patient-{number}")["status"]["phase"] for number in range(3)} == {"Pending"}
+    finally:
+        alice.bed.root("pkill", "-CONT", "slurmctld")
+    for number in range(3):
+        alice.wait_phase(f"patient-{number}", "Succeeded", timeout=120)
+    wait_for(lambda: all(len(jobs_of(alice, f"patient-{number}")) == 1 for number in range(3)), 10)
+    for number in range(3):
+        alice.delete("pod", f"patient-{number}")
+
+
+def test_slurmctld_is_away_while_pods_run(alice: Cluster) -> None:
+    alice.apply(pod("survivor", "sh", "-c", "sleep 15; exit 4"), pod("longer", *SLEEPER))
+    alice.wait_phase("survivor", "Running")
+    alice.wait_phase("longer", "Running")
+    alice.bed.root("scontrol", "shutdown", "slurmctld")
+    try:
+        failed = alice.wait_phase("survivor", "Failed", timeout=60)  # the supervisor tells, Slurm cannot
+        assert terminated(failed)["exitCode"] == 4
+        assert alice.get("pod", "longer")["status"]["phase"] == "Running"
+    finally:
+        alice.bed.root("slurmctld")
+    alice.wait(lambda: alice.run("squeue", "--me", check=False).returncode == 0)
+    time.sleep(3)
+    assert alice.get("pod", "longer")["status"]["phase"] == "Running"
+    alice.delete("pod", "survivor", "longer", "--grace-period=1")
