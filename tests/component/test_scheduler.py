@@ -135,13 +135,14 @@ async def test_cordon_and_taint(client: kube_client.Client, namespace: str, node
     await until(lambda: node_of(client, namespace, "patient"))
 
 
-async def test_gated_pod_waits(client: kube_client.Client, namespace: str, node: Object, scheduler: Any) -> None:
+async def test_gated_pod_waits(apiserver: APIServer, client: kube_client.Client, namespace: str, node: Object, scheduler: Any) -> None:
     await create(client, namespace, "gated", schedulingGates=[{"name": "example.org/quota"}])
     await create(client, namespace, "after")
     await until(lambda: node_of(client, namespace, "after"))
     assert not await node_of(client, namespace, "gated")
     assert (await condition(client, namespace, "gated"))["reason"] == "SchedulingGated"
     assert await reasons(client, namespace, "gated") == {}
+    assert f"{namespace}/gated" not in apiserver.log("scheduler")  # not even tried
     await client.patch(kube_client.pods_path(namespace, "gated"), {"spec": {"schedulingGates": []}})
     await until(lambda: node_of(client, namespace, "gated"))
 

@@ -94,8 +94,9 @@ async def test_errors(code: int, reason: str, expected: type[Exception]) -> None
         assert type(caught.value) is expected
 
 
-async def test_body_that_is_no_status_does_not_reach_the_message() -> None:
-    async with served(web.Response(status=403, text="password=hunter2")) as (_, client):
+@pytest.mark.parametrize("text", ["password=hunter2", '{"message": "password=hunter2"}', '["hunter2"]'])
+async def test_body_that_is_no_status_does_not_reach_the_message(text: str) -> None:
+    async with served(web.Response(status=403, text=text)) as (_, client):
         with pytest.raises(errors.Forbidden) as caught:
             await client.get("/x")
         assert "hunter2" not in str(caught.value)

@@ -171,6 +171,23 @@ async def test_follow_rotations_truncation_and_the_end(tmp_path: Any) -> None:
     assert follower.output.endswith(b"x\nlast\n")
 
 
+def test_last_words_before_a_rotation_are_read(tmp_path: Any) -> None:
+    """Written to the old file after we were at its end and before we saw the new one."""
+    path = os.fspath(tmp_path / "0.log")
+    with open(path, "wb") as writer:
+        writer.write(b"a")
+        writer.flush()
+        file = logs._File(path)
+        assert file.open(None)
+        assert [file.read(), file.read()] == [b"a", b""]
+        writer.write(b"b")
+    os.rename(path, f"{path}.20261124-090000")
+    with open(path, "wb") as writer:
+        writer.write(b"c")
+    assert [file.again(), file.again(), file.again()] == [b"b", b"c", b""]
+    file.close()
+
+
 async def test_follow_survives_a_removed_file(tmp_path: Any) -> None:
     path = os.fspath(tmp_path / "0.log")
     with open(path, "wb") as file:
