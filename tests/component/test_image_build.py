@@ -134,7 +134,7 @@ def image(user: User, mirror: str) -> Path:
     assert made.returncode == 0, made.stderr
     built = user.hpk("image", "build", "--from", "release", "--mirror", mirror)
     assert built.returncode == 0, built.stderr
-    assert "check that it runs here          Kubernetes " + parts.KUBERNETES in built.stdout
+    assert f"runs here: Kubernetes {parts.KUBERNETES}" in built.stdout
     return state / "images" / "control-plane.sif"
 
 

@@ -100,7 +100,7 @@ def test_image_and_kubectl(machine: Machine, capsys: pytest.CaptureFixture[str])
     assert kubectl.read_text() == "kubectl"
     assert os.access(kubectl, os.X_OK)
     out = capsys.readouterr().out
-    for text in [*(f"{program.name} {program.version}" for program in parts.PROGRAMS), "check that it runs here", str(machine.image)]:
+    for text in [*(f"{program.name} {program.version}" for program in parts.PROGRAMS), "runs here: Kubernetes v1", str(machine.image)]:
         assert text in out
     assert machine.called() == ["build", "build", "exec"]
     assert build.COMPRESSION in machine.calls.read_text()
@@ -163,10 +163,21 @@ def test_older_singularity_builds_with_its_default_compression(machine: Machine)
     assert "mksquashfs" not in machine.calls.read_text()
 
 
-def test_squashfs_tools_without_zstd(machine: Machine) -> None:
+def test_squashfs_tools_without_the_compression(machine: Machine) -> None:
     machine.apptainer(packed="exit 1")
     assert machine.hpk() == 0
     assert machine.called() == ["build", "build", "build", "exec"]
+
+
+def test_kernel_without_the_compression(machine: Machine) -> None:
+    made = machine.folder / "made"
+    machine.apptainer(
+        build=f"echo plain >{made}",
+        packed=f"echo packed >{made}",
+        exec=f"read how <{made}; [ $how = plain ] || exit 255; echo Kubernetes v1",
+    )
+    assert machine.hpk() == 0
+    assert machine.called() == ["build", "build", "exec", "build", "exec"]
 
 
 def test_failed_build_keeps_the_old_image(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
