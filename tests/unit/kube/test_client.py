@@ -131,7 +131,7 @@ async def _collect(client: kube_client.Client, **how: Any) -> list[tuple[str, st
 async def test_watch_with_events_cut_anywhere() -> None:
     big = event("ADDED", "big", 3, data="x" * 500_000)
     halves = [
-        b'{"type":"ADDED","object":{"metadata":{"na',
+        b'{"pad":"' + b"x" * 100 + b'","type":"ADDED","object":{"metadata":{"na',
         0.01,
         b'me":"a"}}}\n{"type":"DELETED",',
         b'"object":{"metadata":{"name":"a"}}}\n',
