@@ -63,7 +63,7 @@ class ControlPlaneConfig:
     binaries: str = ""
     """Folder with etcd, kube-apiserver, kube-controller-manager and coredns on the node itself, run without a container."""
     etcd_dir: str = ""
-    """Folder of etcd's data; empty: ~/.hpk/etcd."""
+    """Folder of etcd's data; empty: ~/.hpk/etcd. One on a node's own disk is faster than a slow home, but ties the cluster to that node."""
     verbosity: int = 1
     """Log verbosity (-v) of the Kubernetes components."""
 
@@ -78,6 +78,8 @@ class SlurmConfig:
     """QOS for Pods that name none; empty: the user's default."""
     flags: str = ""
     """sbatch flags for every Pod, before those of the Pod's annotation."""
+    environment: tuple[str, ...] = ()
+    """Names of further environment variables of the control plane's job that Pods' jobs get, where a site's setup needs them."""
     poll_seconds: float = 2.0
     """Pace of the one squeue that serves all Pods; slower when nothing is queued."""
     timeout: float = 30.0
