@@ -99,6 +99,7 @@ class PodWorker:
         self._waiting = status.Waiting()
         self._queued: tuple[str, str] | None = None
         self._queued_told = ("", 0.0)
+        self._queued_event = ""
         self._queued_since = 0.0
         self._plan: Object | None = None
         self._conditions: dict[str, Object] = {}
@@ -384,7 +385,8 @@ class PodWorker:
             wait = max(left, 0.0)
         self._show(self._waiting)
         if self._queued_since and self._is_queued():
-            wait = min(wait, EXPECTED_START_SECONDS)
+            told = self.job is not None and self.job.reason == self._queued_event
+            wait = min(wait, EXPECTED_START_SECONDS if told else QUEUED_EVENT_SECONDS)
         return wait
 
     async def _ask_cause(self) -> None:
@@ -430,19 +432,18 @@ class PodWorker:
             return
         job, now = self.job, stopping.now()
         text = f"Slurm job {job.job_id} waits in the queue: {job.reason}"
-        reason, told_at = self._queued_told
-        if job.reason == reason and now - told_at < EXPECTED_START_SECONDS and self._queued is not None:
-            return
         if job.start:
             text += f"; expected start {records.now(job.start)}"
-        self._queued = ("SlurmQueued", text)
-        if job.reason == reason or (job.reason == "None" and now - self._queued_since < QUEUED_EVENT_SECONDS):
-            self._queued_told = (reason, now)
-            return
-        self._queued_told = (job.reason, now)
         ordinary = job.reason in states.ORDINARY_REASONS
-        if not ordinary or now - self._queued_since >= QUEUED_EVENT_SECONDS:
-            self._event("Normal" if ordinary else "Warning", "SlurmQueued", text)
+        if ordinary and now - self._queued_since < QUEUED_EVENT_SECONDS:
+            return  # most jobs start at once: not worth two requests
+        reason, told_at = self._queued_told
+        if job.reason != reason or now - told_at >= EXPECTED_START_SECONDS or self._queued is None:
+            self._queued, self._queued_told = ("SlurmQueued", text), (job.reason, now)
+        if job.reason == self._queued_event:
+            return
+        self._queued_event = job.reason
+        self._event("Normal" if ordinary else "Warning", "SlurmQueued", text)
         if job.reason in states.DOUBTFUL_REASONS and not self.deleted:
             await self._test_size(job)
 
@@ -526,6 +527,7 @@ class PodWorker:
         return True
 
     async def _remove(self) -> None:
+        faults.point("before-remove")
         self._kit.pleg.untrack(self.uid)
         self._kit.statuses.forget(self.uid)
         self._kit.forget(self.uid)
