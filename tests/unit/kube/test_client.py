@@ -133,11 +133,17 @@ async def test_watch_with_events_cut_anywhere() -> None:
     halves = [
         b'{"pad":"' + b"x" * 100 + b'","type":"ADDED","object":{"metadata":{"na',
         0.01,
-        b'me":"a"}}}\n{"type":"DELETED",',
+        b'me":"a"}}}\n' + b'{"type":"MODIFIED","object":{"metadata":{"name":"b"}}}\n' * 2 + b'{"type":"DELETED",',
         b'"object":{"metadata":{"name":"a"}}}\n',
     ]
     async with served([*halves, big]) as (server, client):
-        assert await _collect(client) == [("ADDED", "a"), ("DELETED", "a"), ("ADDED", "big")]
+        assert await _collect(client) == [
+            ("ADDED", "a"),
+            ("MODIFIED", "b"),
+            ("MODIFIED", "b"),
+            ("DELETED", "a"),
+            ("ADDED", "big"),
+        ]
         assert server.requests[0][2] == {"watch": "true", "resourceVersion": "1"}
 
 
