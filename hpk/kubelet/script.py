@@ -85,7 +85,8 @@ def _sbatch_options(plan: podplan.PodPlan) -> Iterator[str]:
         # Slurm replaces %j and the like in file names only, and a name cannot begin a comment
         "--output": paths.PodDir(plan.pod_dir).output.replace("%", "%%"),
         "--open-mode": "append",
-        "--export": "NONE",
+        # the kubelet gives sbatch few variables; NONE would have Slurm run a login shell on the node first
+        "--export": "ALL",
         "--signal": f"B:TERM@{plan.termination_grace_period + WARNING_MARGIN}",
         **numbers,
         "--gres": ",".join(job.gres),

@@ -27,6 +27,14 @@ _UID = re.compile(r"hpk uid=(\S+)")
 _PRIVATE = ("SLURM", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "SRUN_", "SALLOC_")
 _KEPT = frozenset({"SLURM_CONF"})
 
+#: What a Pod's job gets of the kubelet's environment: how to find programs, nothing of the user's that containers or Apptainer
+#: would act on. Not sbatch's own ``--export`` with a list or NONE: for that Slurm starts a login shell on the node first, which
+#: cost 0.75 s a job where it was measured.
+_JOB_VARIABLES = frozenset(
+    {"HOME", "LANG", "LD_LIBRARY_PATH", "LOGNAME", "MODULEPATH", "PATH", "SHELL", "SLURM_CONF", "USER", "HPK_PYTHON"}
+    | {f"{runtime}_{name}" for runtime in ("APPTAINER", "SINGULARITY") for name in ("CACHEDIR", "CONFIGDIR", "TMPDIR")}
+)
+
 #: sbatch at the same time. More do not get jobs in faster: the controller takes one after the other.
 PARALLEL_SUBMITS = 4
 
@@ -87,6 +95,11 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**clean, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
 
 
+def job_environment(environ: Mapping[str, str], extra: Sequence[str] = ()) -> dict[str, str]:
+    """Return what of ``environ`` sbatch gets and hands on to the job. ``extra``: further names, from ``slurm.environment``."""
+    return {name: value for name, value in environ.items() if name in _JOB_VARIABLES or name in extra} | {"LC_MESSAGES": "C"}
+
+
 class Slurm:
     """Raises SlurmUnknown when Slurm does not answer, MissingTool when a command is not on PATH."""
 
@@ -94,11 +107,12 @@ class Slurm:
         self._timeout = config.slurm.timeout
         self._partition = config.slurm.partition
         self._env = environment(os.environ if environ is None else environ)
+        self._job_env = job_environment(os.environ if environ is None else environ, config.slurm.environment)
         self._submits = asyncio.Semaphore(PARALLEL_SUBMITS)
 
-    async def _run(self, argv: Sequence[str]) -> procs.Completed:
+    async def _run(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> procs.Completed:
         try:
-            return await procs.arun(argv, env=self._env, timeout=self._timeout)
+            return await procs.arun(argv, env=env or self._env, timeout=self._timeout)
         except errors.ProcessError as exc:
             raise errors.SlurmUnknown(f"{argv[0]} did not answer within {self._timeout:g} s") from exc
 
@@ -111,7 +125,7 @@ class Slurm:
     async def submit(self, script: str) -> str:
         """sbatch ``script`` and return the job's id. Raises Refused; SlurmUnknown: the job may exist or not."""
         async with self._submits:
-            done = await self._run(["sbatch", "--parsable", script])
+            done = await self._run(["sbatch", "--parsable", script], self._job_env)
         if done.returncode == 0:
             found = re.search(r"^(\d+)(;.*)?$", done.stdout, re.MULTILINE)
             if not found:
@@ -124,7 +138,7 @@ class Slurm:
 
     async def test(self, script: str) -> None:
         """Ask whether any nodes could run ``script``, now or later (sbatch --test-only). Raises Refused if not, SlurmUnknown."""
-        done = await self._run(["sbatch", "--test-only", script])
+        done = await self._run(["sbatch", "--test-only", script], self._job_env)
         words = _words(done)
         if done.returncode != 0:
             if done.returncode < 0 or states.is_no_answer(words):

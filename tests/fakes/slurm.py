@@ -27,7 +27,7 @@ class FakeSlurm:
             "SBATCH_PARTITION": "wrong",
             "SQUEUE_FORMAT": "%i",
         }
-        self.slurm = commands.Slurm(config.Config(slurm=config.SlurmConfig(timeout=timeout)), environ)
+        self.slurm = commands.Slurm(config.Config(slurm=config.SlurmConfig(timeout=timeout, environment=("FAKE_SLURM",))), environ)
 
     def answers(self, *answers: dict[str, Any]) -> None:
         """The conversation from now on."""
