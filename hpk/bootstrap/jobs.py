@@ -21,10 +21,13 @@ async def alive(slurm: commands.Slurm, job_id: str) -> bool | None:
 
 
 async def control_plane(slurm: commands.Slurm, known: Collection[str] = ()) -> commands.Job | None:
-    """Return the user's live control-plane job, by our comment or (sites may drop comments) its id; of several the one that
-    runs. Raises SlurmUnknown, MissingTool."""
+    """Return the user's live control-plane job, by our comment or, where the site drops comments, its id; of several the one
+    that runs. Raises SlurmUnknown, MissingTool.
+
+    A number alone is not enough: it may be that of a job of another cluster, over the same home.
+    """
     jobs = (await slurm.jobs()).values()
-    found = [job for job in jobs if not job.state.ended and (job.comment == COMMENT or job.job_id in known)]
+    found = [job for job in jobs if not job.state.ended and (job.comment == COMMENT or (job.job_id in known and not job.comment))]
     return max(found, key=lambda job: (job.state is states.JobState.RUNNING, job.job_id in known), default=None)
 
 

@@ -22,8 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show what runs and where. Exit code 0 when the cluster is ready, 3 when it is not."
 
 
-def control_plane_line(report: dict[str, Any], holder: lock.Owner | None, age: float | None, job: commands.Job | None) -> tuple[str, bool]:
-    """Return the line about the control plane, and whether it runs, from run/cluster.json, the lock and Slurm (pure)."""
+def control_plane_line(
+    report: dict[str, Any], holder: lock.Owner | None, age: float | None, job: commands.Job | None, *, asked: bool
+) -> tuple[str, bool]:
+    """Return the line about the control plane, and whether it runs, from run/cluster.json, the lock and Slurm (pure).
+
+    ``asked``: Slurm has answered, so that no ``job`` means that there is none.
+    """
     if job is not None and job.state is states.JobState.PENDING and holder is not None and holder.job_id == job.job_id:
         return f"job {job.job_id} is queued again ({job.reason}); it ran on {holder.host}", False
     if holder is None:
@@ -38,6 +43,9 @@ def control_plane_line(report: dict[str, Any], holder: lock.Owner | None, age: f
                 + ")"
             )
         return f"not running{last}", False
+    if asked and job is None and holder.job_id:
+        of = f" of cluster {holder.cluster}" if holder.cluster else ""
+        return f"not running (job {holder.job_id}{of} on {holder.host} is over, without having said so)", False
     if age is not None and age > lock.LEASE_SECONDS:
         return f"{holder.describe()} has been silent for {age:.0f} s", False
     return f"{report.get('phase', 'starting')}, {holder.describe()} since {report.get('startedAt', '?')}", True
@@ -84,8 +92,10 @@ async def run(args: argparse.Namespace) -> int:
         job = await jobs.control_plane(commands.Slurm(configuration.load(where)), up.known_jobs(where))
     except (errors.SlurmError, errors.MissingTool) as exc:
         print(f"{'Slurm':<22} {exc.message}")
-        job = None
-    line, runs = control_plane_line(report, holder, age, job)
+        job, asked = None, False
+    else:
+        asked = True
+    line, runs = control_plane_line(report, holder, age, job, asked=asked)
     print(f"{'state':<22} {where.root}")
     print(f"{'control plane':<22} {line}")
     if not runs:

@@ -57,7 +57,13 @@ HOLDER = lock.Owner("c1", "boot", 7, "1", "site", "17", 0, "t")
 def test_control_plane_line(
     report: dict, holder: lock.Owner | None, age: float | None, job: commands.Job | None, line: str, runs: bool
 ) -> None:
-    assert status.control_plane_line(report, holder, age, job) == (line, runs)
+    assert status.control_plane_line(report, holder, age, job, asked=job is not None) == (line, runs)
+
+
+def test_job_that_is_over_without_a_word() -> None:
+    report = {"phase": "ready", "startedAt": "T"}
+    line, runs = status.control_plane_line(report, HOLDER, 3.0, None, asked=True)
+    assert (line, runs) == ("not running (job 17 of cluster site on c1 is over, without having said so)", False)
 
 
 def test_pod_counts() -> None:
@@ -106,6 +112,8 @@ async def test_the_control_plane_s_job_is_known_by_comment_or_id() -> None:
     found = await jobs.control_plane(slurm, {"18"})
     assert found is not None
     assert found.job_id == "18"
+    slurm.answer = (job("18", "RUNNING", "of another cluster's namesake"),)
+    assert await jobs.control_plane(slurm, {"18"}) is None
 
 
 async def test_unknown_is_not_gone() -> None:
