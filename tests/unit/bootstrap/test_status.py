@@ -103,7 +103,7 @@ async def test_the_control_plane_s_job_is_known_by_comment_or_id() -> None:
         job("15", "COMPLETED", jobs.COMMENT),
         job("16", "RUNNING", "hpk uid=abc"),
         job("17", "PENDING", jobs.COMMENT),
-        job("18", "RUNNING", "x"),
+        job("18", "RUNNING", ""),
     )
     found = await jobs.control_plane(slurm)
     assert found is not None
