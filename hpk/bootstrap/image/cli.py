@@ -41,9 +41,8 @@ def _files(args: argparse.Namespace) -> None:
 
 
 def _checksums(args: argparse.Namespace) -> None:
-    print("controlPlane:\n  releaseChecksums:")
-    for name, value in release.published(parts.architecture(), args.mirror or "").items():
-        print(f"    {name}: {value}")
+    lines = [f"    {name}: {value}" for name, value in release.published(parts.architecture(), args.mirror or "").items()]
+    print("controlPlane:", "  releaseChecksums:", *lines, sep="\n")
 
 
 def _build(args: argparse.Namespace) -> None:

@@ -263,6 +263,8 @@ def test_files_lists_what_a_mirror_needs(machine: Machine, capsys: pytest.Captur
 
 
 def test_checksums_prints_a_piece_of_config(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["image", "checksums", "--mirror", str(machine.mirror)]) == 1
+    assert capsys.readouterr().out == ""
     for program in parts.PROGRAMS:
         (machine.mirror / "example.org" / f"{program.name}.sha256").write_text("a" * 64 + "\n")
     assert cli.main(["image", "checksums", "--mirror", str(machine.mirror)]) == 0
