@@ -84,7 +84,7 @@ class Pleg:
 
     async def look(self, uid: str) -> commands.Job | None:
         """The job of a Pod, None if the controller surely has none. One squeue serves all who ask. Raises SlurmUnknown."""
-        return commands.choose((await self.all_jobs()).get(uid, []))
+        return accepted((await self.all_jobs()).get(uid, []))
 
     async def run(self) -> None:
         """Never returns."""
@@ -183,6 +183,11 @@ class Pleg:
 def gone(job_id: str) -> commands.Job:
     """A job of which nobody knows anything any more."""
     return commands.Job(job_id, states.JobState.GONE, "unknown", "", "", "", 0.0, 0.0, 0.0, "", "", "")
+
+
+def accepted(jobs: Iterable[commands.Job]) -> commands.Job | None:
+    """A Pod's job among those with its UID. What sbatch was refused leaves a failed record behind, which is no job."""
+    return commands.choose(job for job in jobs if not (job.reason == "BadConstraints" and job.state is states.JobState.FAILED))
 
 
 def group(jobs: Iterable[commands.Job]) -> dict[str, list[commands.Job]]:

@@ -24,11 +24,25 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hpk import config as configuration
-from hpk import errors, files, logs, paths, records, tasks
+from hpk import errors, logs, paths, tasks
 from hpk.kube import client as kube_client
 from hpk.kube import errors as kube_errors
 from hpk.kube import events
-from hpk.kubelet import admission, channel, faults, outcome, pleg, podplan, provider, script, status, status_manager, stopping
+from hpk.kubelet import (
+    admission,
+    channel,
+    faults,
+    outcome,
+    pleg,
+    podplan,
+    provider,
+    queueing,
+    script,
+    status,
+    status_manager,
+    stopping,
+    telling,
+)
 from hpk.slurm import commands, states
 
 log = logging.getLogger(__name__)
@@ -45,10 +59,6 @@ REPORT_SECONDS = 10.0
 VERDICT_SECONDS = 5.0
 #: Seconds after a final report in which the job must end by itself.
 LINGER_SECONDS = 30.0
-#: A queued job becomes an Event after so many seconds; its expected start is told anew not more often than this.
-QUEUED_EVENT_SECONDS = 2.0
-EXPECTED_START_SECONDS = 60.0
-
 DEADLINE_MESSAGE = "Pod was active on the node longer than the specified deadline"
 
 
@@ -97,18 +107,12 @@ class PodWorker:
         self.report: Object | None = None
         self.ended: status.Ended | None = None
         self._waiting = status.Waiting()
-        self._queued: tuple[str, str] | None = None
-        self._queued_told = ("", 0.0)
-        self._queued_event = ""
-        self._queued_since = 0.0
-        self._plan: Object | None = None
-        self._conditions: dict[str, Object] = {}
+        self._queue = queueing.Queue()
+        self._teller = telling.Teller(pod, self.dir, kit.recorder, kit.statuses, kit.events_since)
         self._wake = asyncio.Event()
         self._stop: stopping.Stopper | None = None
-        self._event_seq = 0
         self._job_end_seen = 0.0
         self._final_seen = 0.0
-        self.start_time = (pod.get("status") or {}).get("startTime") or records.now()
 
     # -- what is told to it: never blocks ------------------------------------------------------------------------------
 
@@ -127,7 +131,7 @@ class PodWorker:
         if self.report is None and report.get("jobID") and not self.submission.job_id:
             self.submission.job_id = str(report["jobID"])
         self.report = report
-        self._record_events(report)
+        self._teller.reported(self.pod, report)
         self._wake.set()
 
     def on_job(self, job: commands.Job) -> None:
@@ -179,7 +183,6 @@ class PodWorker:
 
     async def _adopt(self) -> None:
         """Find out what is there: from an earlier kubelet, or from an earlier try of this worker."""
-        self._conditions = status.conditions(self.pod.get("status") or {})
         self.submission = self._kit.provider.read(self.dir)
         report = self._kit.provider.report(self.dir)
         if report is not None:
@@ -248,39 +251,39 @@ class PodWorker:
                     self._refuse(exc.message)
                     return
                 longest = MAX_REFUSED_PAUSE
-                self._queued = ("SlurmRefused", f"Slurm does not take the job now: {exc.message}")
-                self._event("Warning", "SlurmRefused", f"{self._queued[1]}; trying again")
+                self._queue.condition = ("SlurmRefused", f"Slurm does not take the job now: {exc.message}")
+                self._event("Warning", "SlurmRefused", f"{self._queue.condition[1]}; trying again")
             except errors.SlurmUnknown as exc:
-                self._queued = ("SlurmUnreachable", f"Slurm does not answer: {exc.message}")
-                self._event("Warning", "SlurmUnreachable", self._queued[1])
+                self._queue.condition = ("SlurmUnreachable", f"Slurm does not answer: {exc.message}")
+                self._event("Warning", "SlurmUnreachable", self._queue.condition[1])
                 self._show(self._waiting)
                 await self._settle_doubt()
                 if self._has_job():
                     return
                 continue
             except errors.MissingTool as exc:
-                self._queued = ("SlurmUnreachable", exc.message)
+                self._queue.condition = ("SlurmUnreachable", exc.message)
                 self._event("Warning", "SlurmUnreachable", exc.message)
             except errors.APIError as exc:
                 log.warning("%s", exc.message)
             except OSError as exc:
                 message = f"cannot write the Pod's files: {exc.strerror or exc}: {exc.filename or self.dir.root}"
                 self._event("Warning", "FailedCreatePodSandBox", message)
-                self._queued = ("StateDirectory", message)
+                self._queue.condition = ("StateDirectory", message)
             self._show(self._waiting)
             await self._pause(min(pause, self._deadline_left()))
             pause = min(pause * 2, longest)
 
     async def _prepare(self) -> None:
-        pod_status = {**(self.pod.get("status") or {}), "startTime": self.start_time}
+        pod_status = {**(self.pod.get("status") or {}), "startTime": self._teller.start_time}
         plan = await self._kit.prepare({**self.pod, "status": pod_status})  # limits itself what it does at the same time
         await asyncio.to_thread(self._kit.provider.write, self.dir, plan)
-        self._plan = None
+        self._teller.planned()
 
     async def _submit(self) -> None:
-        known = (await self._kit.first_look()).get(self.uid)
-        if known and not self.submission.attempt:  # the folder was lost, the job was not
-            self.submission.state, self.submission.job_id = "submitted", known[0].job_id
+        known = pleg.accepted((await self._kit.first_look()).get(self.uid, []))
+        if known is not None and not self.submission.attempt:  # the folder was lost, the job was not
+            self.submission.state, self.submission.job_id = "submitted", known.job_id
             await self._kit.provider.save(self.uid, self.dir, self.submission)
             self._submitted()
             return
@@ -289,8 +292,7 @@ class PodWorker:
         self._submitted()
 
     def _submitted(self) -> None:
-        self._queued = None
-        self._queued_since = stopping.now()
+        self._queue.submitted(stopping.now())
         self._kit.pleg.track(self.uid, self.submission.job_id)
 
     def _refuse(self, words: str) -> None:
@@ -331,7 +333,7 @@ class PodWorker:
     def _deadline_left(self) -> float:
         """Seconds until activeDeadlineSeconds have passed since the Pod's start; infinite without it."""
         seconds = self.pod["spec"].get("activeDeadlineSeconds")
-        return float("inf") if seconds is None else stopping.epoch(self.start_time) + float(seconds) - time.time()
+        return float("inf") if seconds is None else stopping.epoch(self._teller.start_time) + float(seconds) - time.time()
 
     # -- while there is a job ----------------------------------------------------------------------------------------------
 
@@ -384,10 +386,7 @@ class PodWorker:
         elif (left := self._deadline_left()) != float("inf"):
             wait = max(left, 0.0)
         self._show(self._waiting)
-        if self._queued_since and self._is_queued():
-            told = self.job is not None and self.job.reason == self._queued_event
-            wait = min(wait, EXPECTED_START_SECONDS if told else QUEUED_EVENT_SECONDS)
-        return wait
+        return min(wait, self._queue.pause(self.job)) if self._is_queued() else wait
 
     async def _ask_cause(self) -> None:
         """A supervisor that was told to end did so: the job's state does not tell by whom and why, Slurm does."""
@@ -408,7 +407,7 @@ class PodWorker:
             grace = stopping.grace_of_deletion(self.pod)
             if self._stop is None or self._stop.stop.reason:
                 self.state = WorkerState.TERMINATING
-                self._event_killing()
+                self._teller.killing(self.pod, self.report)
                 self._stop = stopping.Stopper(outcome.Stop(), grace)
             else:
                 self._stop.shorten(grace)
@@ -418,34 +417,16 @@ class PodWorker:
             self._stop = stopping.Stopper(outcome.Stop("DeadlineExceeded", DEADLINE_MESSAGE), stopping.grace_of_spec(self.pod))
         return self._stop is not None
 
-    def _event_killing(self) -> None:
-        """As upstream: one Killing for each container that runs. The supervisor does not know of a deletion before we tell it."""
-        for container in (self.report or {}).get("containerStatuses") or []:
-            if "running" in (container.get("state") or {}):
-                self._event("Normal", "Killing", f"Stopping container {container['name']}", container=container["name"])
-
     async def _check_queue(self) -> None:
-        """Tell why Slurm lets the job wait: in a condition, and as one Event for each reason."""
-        if not self._is_queued() or self.job is None or self.job.state is not states.JobState.PENDING:
-            if not self._is_queued():
-                self._queued = None
-            return
-        job, now = self.job, stopping.now()
-        text = f"Slurm job {job.job_id} waits in the queue: {job.reason}"
-        if job.start:
-            text += f"; expected start {records.now(job.start)}"
-        ordinary = job.reason in states.ORDINARY_REASONS
-        if ordinary and now - self._queued_since < QUEUED_EVENT_SECONDS:
-            return  # most jobs start at once: not worth two requests
-        reason, told_at = self._queued_told
-        if job.reason != reason or now - told_at >= EXPECTED_START_SECONDS or self._queued is None:
-            self._queued, self._queued_told = ("SlurmQueued", text), (job.reason, now)
-        if job.reason == self._queued_event:
-            return
-        self._queued_event = job.reason
-        self._event("Normal" if ordinary else "Warning", "SlurmQueued", text)
-        if job.reason in states.DOUBTFUL_REASONS and not self.deleted:
-            await self._test_size(job)
+        """Tell why Slurm lets the job wait."""
+        if not self._is_queued():
+            self._queue.condition = None
+        elif self.job is not None:
+            told = self._queue.look(self.job, stopping.now())
+            if told is not None:
+                self._event(told[0], "SlurmQueued", told[1])
+                if told[2] and not self.deleted:
+                    await self._test_size(self.job)
 
     async def _test_size(self, job: commands.Job) -> None:
         """Slurm took a job of which it now says that its nodes cannot be had: ask whether they ever could."""
@@ -463,7 +444,7 @@ class PodWorker:
     def _finished(self) -> None:
         """Nothing runs any more: the last status."""
         self.state = WorkerState.TERMINATED
-        self._queued = None
+        self._queue.condition = None
         if not self.gone:
             self._show(self._waiting)
 
@@ -531,65 +512,18 @@ class PodWorker:
         self._kit.pleg.untrack(self.uid)
         self._kit.statuses.forget(self.uid)
         self._kit.forget(self.uid)
+        faults.point("before-remove")
         await asyncio.to_thread(shutil.rmtree, self.dir.root, True)
 
     # -- telling -------------------------------------------------------------------------------------------------------
 
     def _show(self, waiting: status.Waiting) -> None:
         """Make the status of the present facts known."""
-        if self.gone or (self.pod.get("status") or {}).get("phase") in status.TERMINAL:
-            return
-        images, users = self._from_plan() if self.report is not None else ({}, {})
-        facts = status.Facts(
-            now=records.now(),
-            start_time=self.start_time,
-            report=self.report,
-            ended=self.ended,
-            waiting=waiting,
-            queued=self._queued,
-            images=images,
-            users=users,
-        )
-        before = {**status.conditions(self.pod.get("status") or {}), **self._conditions}
-        made = status.build(self.pod, facts, before)
-        self._conditions = status.conditions(made)
-        self._kit.statuses.set(self.pod, made)
-
-    def _from_plan(self) -> tuple[dict[str, str], dict[str, Object]]:
-        """imageID and user of each container, as planned; read once."""
-        if self._plan is None:
-            try:
-                plan = files.read_json(self.dir.plan) or {}
-            except (ValueError, OSError) as exc:
-                log.warning("%s: %s", self.dir.plan, exc)
-                plan = {}
-            containers = [*(plan.get("initContainers") or []), *(plan.get("containers") or [])]
-            self._plan = {item["name"]: (item.get("imageID") or "", status.linux_user(item)) for item in containers}
-        return {name: image for name, (image, _) in self._plan.items()}, {name: user for name, (_, user) in self._plan.items()}
+        if not self.gone:
+            self._teller.show(self.pod, self.report, self.ended, waiting, self._queue.condition)
 
     def _event(self, kind: str, reason: str, message: str, *, container: str = "") -> None:
-        self._kit.recorder.event(self.pod, kind, reason, message, field_path=self._field(container))
-
-    def _field(self, container: str) -> str:
-        if not container:
-            return ""
-        inits = self.pod["spec"].get("initContainers") or []
-        kind = "initContainers" if any(item["name"] == container for item in inits) else "containers"
-        return f"spec.{kind}{{{container}}}"
-
-    def _record_events(self, report: Object) -> None:
-        for event in report.get("events") or []:
-            seq = int(event.get("seq") or 0)
-            if seq <= self._event_seq:
-                continue
-            self._event_seq = seq
-            if stopping.epoch(str(event.get("time") or "")) >= self._kit.events_since - 1:
-                self._event(
-                    str(event.get("type") or "Normal"),
-                    str(event.get("reason") or "Unknown"),
-                    str(event.get("message") or ""),
-                    container=str(event.get("container") or ""),
-                )
+        self._teller.event(self.pod, kind, reason, message, container=container)
 
 
 class PodWorkers:
