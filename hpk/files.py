@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the in-job supervisor imports this module: typing, secrets (and OpenSSL with it) would cost it a third more memory
+    from typing import Any
 
 
 def private_dir(path: str) -> str:
@@ -25,7 +27,7 @@ def write_atomic(path: str, data: bytes | str, *, mode: int = 0o600, sync: bool 
     file is then removed and the old content still there.
     """
     raw = data.encode() if isinstance(data, str) else data
-    temporary = f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:

@@ -57,6 +57,8 @@ def job_script(plan: podplan.PodPlan) -> str:
         uid=_one_line(plan.uid),
         script=_one_line(shlex.quote(pod_dir.script)),
         pod_dir=shlex.quote(plan.pod_dir),
+        devices=any(container.mpi_flags is None for container in containers),
+        layers=any(container.mpi_flags is None and not container.read_only_root for container in containers),
         fill_in=any(_has_addresses(container) for container in containers),
         containers=[_container(plan, container) for container in containers],
         names="|".join(container.name for container in containers),

@@ -45,7 +45,8 @@ class Channel:
         self._state = "closed"  # connecting, handshake, open
         self._input = b""
         self._output = b""
-        self._report: dict[str, Any] | None = None
+        self._latest: dict[str, Any] | None = None
+        self._report: dict[str, Any] | None = None  # the latest, until it has been sent on this connection
         self._pause = FIRST_PAUSE
         self._timer: loop.Timer | None = None
         self._refused = False
@@ -63,7 +64,7 @@ class Channel:
 
     def send_report(self, report: dict[str, Any]) -> None:
         """Send ``report`` as soon as possible. A newer one replaces it while it waits: each report is complete."""
-        self._report = report
+        self._latest = self._report = report
         if self.up:
             self._flush()
 
@@ -156,6 +157,7 @@ class Channel:
         with open(self._kubelet["tokenFile"], encoding="utf-8") as file:
             token = file.read().strip()
         self._state = "open"
+        self._report = self._latest
         self._problem = ""
         if self._timer is not None:
             self._timer.cancel()

@@ -7,7 +7,6 @@ that /dev/shm would not be the Pod's. For a forked child that is root of the Pod
 
 from __future__ import annotations
 
-import glob
 import os
 
 from hpk import sandbox
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx"}
-_GPU_DEVICES = {"nvidia": ("/dev/nvidia*",), "rocm": ("/dev/kfd", "/dev/dri")}
+#: Beginnings of the names of GPUs' devices.
+_GPU_DEVICES = {"nvidia": ("nvidia",), "rocm": ("kfd", "dri")}
 
 
 def make(target: str, shm: str, spec: dict[str, Any]) -> None:
@@ -27,9 +27,10 @@ def make(target: str, shm: str, spec: dict[str, Any]) -> None:
     sandbox.mount("tmpfs", target, "tmpfs", sandbox.MS_NOSUID, "mode=0755,size=64k")
     for name in _DEVICES:
         _bind(f"/dev/{name}", os.path.join(target, name))
-    for pattern in _GPU_DEVICES.get(spec.get("gpu") or "", ()):
-        for path in glob.glob(pattern):
-            _bind(path, target + path[len("/dev") :])
+    wanted = _GPU_DEVICES.get(spec.get("gpu") or "")
+    for name in os.listdir("/dev") if wanted else []:
+        if wanted and name.startswith(wanted):
+            _bind(f"/dev/{name}", os.path.join(target, name))
     for name, text in _LINKS.items():
         os.symlink(text, os.path.join(target, name))
     os.mkdir(os.path.join(target, "pts"))

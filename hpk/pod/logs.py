@@ -100,12 +100,9 @@ class LogWriter:
         os.close(self._fd)
         self._fd = -1
         folder, name = os.path.split(self.path)
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        target = f"{self.path}.{stamp}"
-        number = 0
-        while os.path.exists(target):
-            number += 1
-            target = f"{self.path}.{stamp}.{number:03d}"
+        nanoseconds = time.time_ns()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(nanoseconds // 1_000_000_000))
+        target = f"{self.path}.{stamp}.{nanoseconds % 1_000_000_000:09d}"  # several may be full within one second
         os.rename(self.path, target)
         rotated = sorted(entry for entry in os.listdir(folder) if entry.startswith(name + "."))
         for entry in rotated[: len(rotated) - (self.max_files - 1)]:

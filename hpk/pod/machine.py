@@ -292,7 +292,7 @@ class Machine:
         self._drive_stages()
         if not self.stopping:
             self._start_what_is_due()
-        if self.stopping and not any(container.alive for container in self.containers.values()):
+        if self.stopping and self.phase == "Running" and not any(container.alive for container in self.containers.values()):
             self._finish()
 
     def _start_what_is_due(self) -> None:

@@ -169,6 +169,10 @@ def exit_code(status: int) -> int:
 #: removes the folders in its arguments. PR_SET_PDEATHSIG cannot do that for the runtime: it belongs to a thread, and Go programs
 #: execute the next program from any of theirs.
 _GUARD = """trap '' TERM INT HUP
+tree() {
+    for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do tree "$child"; done
+    echo "$1"
+}
 alive=
 while read -r what pid; do
     if [ "$what" = + ]; then
@@ -179,7 +183,8 @@ while read -r what pid; do
         alive=$left
     fi
 done
-[ -z "$alive" ] || kill -9 $alive 2>/dev/null
+victims=$(for one in $alive; do tree "$one"; done)
+[ -z "$victims" ] || kill -9 $victims 2>/dev/null
 for folder; do
     [ ! -e "$folder" ] || { chmod -R u+rwx "$folder"; rm -rf -- "$folder"; } 2>/dev/null
 done"""

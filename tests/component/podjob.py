@@ -136,6 +136,7 @@ class Job:
         self.space = space
         self.pod_dir = pod_dir
         self.process: subprocess.Popen[bytes] | None = None
+        self.before = {int(pid) for pid in os.listdir("/proc") if pid.isdigit()}
 
     def __enter__(self) -> Job:
         return self.start()
@@ -144,6 +145,12 @@ class Job:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        end = time.monotonic() + 5
+        while self.leftovers() and time.monotonic() < end:
+            time.sleep(0.05)
+        left = self.leftovers()
+        if left:
+            raise AssertionError(f"left behind: {left}")
 
     def start(self, **extra: str) -> Job:
         argv = ["/bin/bash", str(self.pod_dir / "job.sh")]
@@ -221,14 +228,18 @@ class Job:
         os.kill(self.pid, number)
 
     def leftovers(self) -> list[str]:
-        """Command lines of processes and folders that belong to this Pod and still exist."""
-        marks = [str(self.pod_dir), f"hpk-uid-{self.pod_dir.name}-"]
-        found = [
-            entry for folder in (str(self.space.root / "tmp"), "/dev/shm") for entry in os.listdir(folder) if entry.startswith(marks[1])
-        ]
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                text = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() + pathlib.Path(f"/proc/{pid}/environ").read_bytes()
-                if any(mark.encode() in text for mark in marks):
-                    found.append(text.replace(b"\0", b" ").decode(errors="replace")[:200])
+        """Processes that began with this job or after it and are not the tests', and folders of this Pod, that still exist."""
+        mark = f"hpk-uid-{self.pod_dir.name}-"
+        found = [entry for folder in (str(self.space.root / "tmp"), "/dev/shm") for entry in os.listdir(folder) if entry.startswith(mark)]
+        listed = subprocess.run(
+            ["ps", "-u", str(NOBODY if os.getuid() == 0 else os.getuid()), "-o", "pid=,args="], capture_output=True, text=True
+        )
+        for line in listed.stdout.splitlines():
+            pid, command = line.split(None, 1)
+            if (
+                int(pid) not in self.before
+                and "<defunct>" not in command
+                and any(word in command for word in ("hpk", "Apptainer", "fuse", "sleep", "hpk-guard"))
+            ):
+                found.append(line)
         return found
