@@ -61,21 +61,31 @@ class Scheduler:
     def __init__(self, client: kube_client.Client, recorder: events.Recorder) -> None:
         self._client = client
         self._recorder = recorder
-        self._pods, self._nodes, self._claims = Store(), Store(), Store()
+        self._pods, self._nodes = Store(), Store()
+        self._storage = claims.Stores(Store(), Store(), Store())
         self._queue: workqueue.WorkQueue[str] = workqueue.WorkQueue(base=0.2, maximum=30.0)
         self._unschedulable: set[str] = set()
         self._bound: set[str] = set()  # UIDs of Pods that we bound and that the watch still shows as pending
         self._pods.subscribe(self._pod_changed)
         self._nodes.subscribe(self._node_changed)
-        self._claims.subscribe(self._claim_changed)
+        for store in (self._storage.claims, self._storage.volumes, self._storage.classes):
+            store.subscribe(self._storage_changed)
 
     async def watch(self) -> None:
-        """Follow Pods, nodes and claims. Never returns."""
+        """Follow Pods, nodes and what volumes are made of. Never returns."""
+        storage = self._storage
         reflectors = [
-            watch.Reflector(self._client, kube_client.path("v1", "nodes"), self._nodes, trim=trim_node),
-            watch.Reflector(self._client, kube_client.path("v1", "persistentvolumeclaims"), self._claims, trim=claims.trim),
-            watch.Reflector(self._client, kube_client.pods_path(), self._pods, query={"fieldSelector": PENDING}, trim=trim_pod),
+            watch.Reflector(self._client, path, store, trim=trim)
+            for path, store, trim in (
+                (kube_client.path("v1", "nodes"), self._nodes, trim_node),
+                (kube_client.path("v1", "persistentvolumeclaims"), storage.claims, claims.trim_claim),
+                (kube_client.path("v1", "persistentvolumes"), storage.volumes, claims.trim_volume),
+                (kube_client.path("storage.k8s.io/v1", "storageclasses"), storage.classes, claims.trim_class),
+            )
         ]
+        reflectors.append(
+            watch.Reflector(self._client, kube_client.pods_path(), self._pods, query={"fieldSelector": PENDING}, trim=trim_pod)
+        )
         running = [tasks.guarded(reflector.run(), "reflector") for reflector in reflectors]
         try:
             await asyncio.gather(*running)
@@ -84,9 +94,12 @@ class Scheduler:
 
     async def bind(self) -> None:
         """Schedule what is pending. Never returns."""
-        for store in (self._nodes, self._claims, self._pods):
+        storage = self._storage
+        for store in (self._nodes, storage.claims, storage.volumes, storage.classes, self._pods):
             await store.synced()
         log.info("%d nodes, %d Pods pending", len(self._nodes), len(self._pods))
+        for pod in self._pods.list():  # also those that we dropped when we led before
+            self._queue.add(key(pod))
         running = [tasks.guarded(self._worker(), f"binder-{number}") for number in range(WORKERS)]
         try:
             await asyncio.gather(*running)
@@ -108,9 +121,9 @@ class Scheduler:
         if old is None or old["spec"] != new["spec"] or old["metadata"].get("labels") != new["metadata"].get("labels"):
             self._retry_all()
 
-    def _claim_changed(self, old: Object | None, new: Object | None) -> None:
-        namespace = (new or old or {})["metadata"]["namespace"]
-        for name in [name for name in self._unschedulable if name.startswith(f"{namespace}/")]:
+    def _storage_changed(self, old: Object | None, new: Object | None) -> None:
+        """A claim, volume or class: Pods with claims may go on now."""
+        for name in list(self._unschedulable):
             pod = self._pods.by_key(name)
             if pod is not None and claims.names(pod):
                 self._queue.add(name)
@@ -142,28 +155,37 @@ class Scheduler:
         if pod["metadata"]["uid"] in self._bound or pod["spec"].get("schedulingGates"):
             return  # gates: the API server itself set the condition SchedulingGated
         nodes = sorted(self._nodes.list(), key=lambda node: str(node["metadata"]["name"]))
-        if (problem := claims.problem(pod, self._claims)) is not None:
-            await self._cannot(pod, filters.unavailable(len(nodes), problem))
-            return
-        node, message = filters.first_fit(pod, nodes)
+        if not claims.names(pod):
+            node, message = filters.first_fit(pod, nodes)
+        elif (problem := claims.problem(pod, self._storage)) is not None:
+            node, message = None, filters.unavailable(len(nodes), problem)
+        else:
+            node, message = filters.first_fit(pod, nodes, lambda node: self._storage_refusal(pod, node))
         if node is None:
             await self._cannot(pod, message)
-            return
-        if not await self._claims_ready(pod, node, len(nodes)):
-            return
-        await self._bind(pod, node["metadata"]["name"])
+        elif await self._storage_ready(pod, node):
+            await self._bind(pod, node["metadata"]["name"])
 
-    async def _claims_ready(self, pod: Object, node: Object, nodes: int) -> bool:
-        waiting = claims.unbound(pod, self._claims)
-        if not waiting:
+    def _storage_refusal(self, pod: Object, node: Object) -> str | None:
+        found = claims.on_node(pod, self._storage, node)
+        return found if isinstance(found, str) else None
+
+    async def _storage_ready(self, pod: Object, node: Object) -> bool:
+        """Do what the Pod's claims need on ``node``. False: the claims' next change brings the Pod back. Raises APIError."""
+        work = claims.on_node(pod, self._storage, node) if claims.names(pod) else claims.Work()
+        if isinstance(work, str) or work == claims.Work():
             return True
-        delayed = [await claims.waits_for_consumer(self._client, claim) for claim in waiting]
-        if not all(delayed):
-            await self._cannot(pod, filters.unavailable(nodes, "pod has unbound immediate PersistentVolumeClaims"))
-            return False
-        for claim in waiting:
-            await claims.select_node(self._client, claim, node["metadata"]["name"])
-        self._unschedulable.add(key(pod))  # its claims' next change brings it back
+        self._unschedulable.add(key(pod))
+        self._queue.add_after(key(pod), RETRY_SECONDS)
+        for volume, claim in work.give:
+            log.info("volume %s is given to claim %s", volume["metadata"]["name"], key(claim))
+            path = kube_client.path("v1", "persistentvolumes", name=volume["metadata"]["name"])
+            await self._client.patch(path, claims.gift(volume, claim))
+        for claim in work.provision:
+            annotations = {claims.SELECTED_NODE: node["metadata"]["name"]}
+            if claims.SELECTED_NODE not in (claim["metadata"].get("annotations") or {}):
+                path = kube_client.path("v1", "persistentvolumeclaims", claim["metadata"]["namespace"], claim["metadata"]["name"])
+                await self._client.patch(path, {"metadata": {"uid": claim["metadata"]["uid"], "annotations": annotations}})
         return False
 
     async def _bind(self, pod: Object, node: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Object = dict[str, Any]
@@ -51,8 +51,8 @@ def _untolerated(pod: Object, taints: Sequence[Object]) -> bool:
     )
 
 
-def _matches(expression: Object, values: dict[str, str]) -> bool:
-    """One NodeSelectorRequirement against labels (or fields)."""
+def matches(expression: Object, values: dict[str, str]) -> bool:
+    """One NodeSelectorRequirement (or that of a LabelSelector) against labels or fields."""
     found = values.get(expression["key"])
     wanted = expression.get("values") or []
     operator = expression["operator"]
@@ -75,8 +75,8 @@ def _term_matches(term: Object, node: Object) -> bool:
     if not expressions and not fields:
         return False  # an empty term matches nothing
     labels = node["metadata"].get("labels") or {}
-    return all(_matches(expression, labels) for expression in expressions) and all(
-        _matches(expression, {"metadata.name": node["metadata"]["name"]}) for expression in fields
+    return all(matches(expression, labels) for expression in expressions) and all(
+        matches(expression, {"metadata.name": node["metadata"]["name"]}) for expression in fields
     )
 
 
@@ -104,11 +104,14 @@ def refusal(pod: Object, node: Object) -> str | None:
     return None if _affine(pod, node) else AFFINITY
 
 
-def first_fit(pod: Object, nodes: Sequence[Object]) -> tuple[Object | None, str]:
-    """Return the first node for ``pod``, or None and the message that says what is wrong with each."""
+def first_fit(pod: Object, nodes: Sequence[Object], also: Callable[[Object], str | None] | None = None) -> tuple[Object | None, str]:
+    """Return the first node for ``pod``, or None and the message that says what is wrong with each.
+
+    ``also`` tells what else is wrong with a node, None for nothing.
+    """
     refusals: Counter[str] = Counter()
     for node in nodes:
-        reason = refusal(pod, node)
+        reason = refusal(pod, node) or (also(node) if also else None)
         if reason is None:
             return node, ""
         refusals[reason] += 1

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(args: argparse.Namespace) -> int:
-    """Run until SIGTERM or SIGINT (0), or until the leadership is lost (raises LostLease)."""
+    """Run until SIGTERM or SIGINT."""
     where = args.kubeconfig or paths.Paths.default().component_kubeconfig("scheduler")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -40,7 +40,7 @@ async def run(args: argparse.Namespace) -> int:
         log.info("scheduler %s, pid %d, server %s", __version__, os.getpid(), api.server)
         running = [
             tasks.guarded(scheduler.watch(), "watch"),
-            tasks.guarded(leader.run(scheduler.bind), "leader"),
+            tasks.guarded(_lead(leader, scheduler), "leader"),
         ]
         waiter = asyncio.ensure_future(stop.wait())
         try:
@@ -54,3 +54,12 @@ async def run(args: argparse.Namespace) -> int:
                 raise failure
     log.info("scheduler ends")
     return 0
+
+
+async def _lead(leader: lease.LeaderLease, scheduler: bind.Scheduler) -> None:
+    """Lead, and stand for election again when the API server was away too long to renew."""
+    while True:
+        try:
+            await leader.run(scheduler.bind)
+        except lease.LostLease as exc:
+            log.warning("%s; waiting to lead again", exc.message)

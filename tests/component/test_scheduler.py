@@ -209,7 +209,14 @@ async def test_claims(client: kube_client.Client, namespace: str, node: Object, 
     await create(client, namespace, "other", volumes=[{"name": "data", "persistentVolumeClaim": {"claimName": "now"}}])
     found = await until(lambda: condition(client, namespace, "other"))
     assert found["message"] == "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
-    bound = {"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": "pv-1"}}
+    volume = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": f"pv-{namespace}"},
+        "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/tmp"}},
+    }
+    await client.create(kube_client.path("v1", "persistentvolumes"), volume)
+    bound = {"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": f"pv-{namespace}"}}
     await client.patch(f"{claims}/data", bound)
     await until(lambda: node_of(client, namespace, "user"))
 
@@ -249,3 +256,66 @@ async def test_deleted_while_pending(client: kube_client.Client, namespace: str,
     await client.delete(kube_client.pods_path(namespace, "gone"), gracePeriodSeconds=0)
     await create(client, namespace, "gone")  # same name, another Pod
     await until(lambda: node_of(client, namespace, "gone"))
+
+
+async def test_a_local_volume_without_provisioner(
+    apiserver: APIServer, client: kube_client.Client, namespace: str, node: Object, scheduler: Any
+) -> None:
+    """The scheduler gives the volume to the claim, the controller binds them, and the Pod goes where the volume is."""
+    apiserver.start_controller_manager()
+    name = f"local-{namespace}"
+    await client.patch(f"{NODES}/hpk", {"metadata": {"labels": {"kubernetes.io/hostname": "hpk"}}})
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}
+    await client.patch(f"{NODES}/hpk/status", {"status": {"conditions": [ready]}}, kind="strategic")
+    storage_class = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": name},
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }
+    await client.create(kube_client.path("storage.k8s.io/v1", "storageclasses"), storage_class)
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "data"},
+        "spec": {"storageClassName": name, "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    await client.create(kube_client.path("v1", "persistentvolumeclaims", namespace), claim)
+    await create(client, namespace, "user", volumes=[{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}])
+    found = await until(lambda: condition(client, namespace, "user"))
+    assert found["message"] == "0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind."
+    term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["hpk"]}]}
+    volume = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": name,
+            "local": {"path": "/scratch"},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}},
+        },
+    }
+    try:
+        await client.create(kube_client.path("v1", "persistentvolumes"), volume)
+        await until(lambda: node_of(client, namespace, "user"), 30)
+        assert (await client.get(kube_client.path("v1", "persistentvolumeclaims", namespace, "data")))["status"]["phase"] == "Bound"
+    finally:
+        apiserver.stop("kube-controller-manager")
+
+
+async def test_long_outage(
+    apiserver: APIServer, client: kube_client.Client, namespace: str, node: Object, scheduler: subprocess.Popen[bytes]
+) -> None:
+    """Longer than a leader may go without renewing: it stops leading, and leads again without being started anew."""
+    await create(client, namespace, "first")
+    await until(lambda: node_of(client, namespace, "first"))
+    apiserver.stop("kube-apiserver", 9)
+    await until(lambda: "waiting to lead again" in apiserver.log("scheduler"), 40)
+    apiserver.start_apiserver(wait=False)
+    await asyncio.to_thread(apiserver.wait_ready)
+    await create(client, namespace, "second")
+    await until(lambda: node_of(client, namespace, "second"), 20)
+    assert scheduler.poll() is None

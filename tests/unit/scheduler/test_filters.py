@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from hpk.kube.store import Store
 from hpk.scheduler import bind, claims, filters
 
 Object = dict[str, Any]
@@ -133,30 +132,3 @@ def test_trimmed_pod_decides_the_same() -> None:
     assert claims.names(small) == [("c", False)]
     for candidate in (node(labels={"x": "1"}), node(), node(labels={"x": "2"})):
         assert filters.refusal(small, candidate) == filters.refusal(whole, candidate)
-
-
-def claim(name: str, **more: Any) -> Object:
-    return {
-        "metadata": {"name": name, "namespace": "n", "uid": name, **more.pop("metadata", {})},
-        "spec": {},
-        "status": {"phase": "Pending"},
-    } | more
-
-
-def test_claims() -> None:
-    store = Store()
-    wanted = pod(volumes=[{"name": "v", "ephemeral": {}}, {"name": "w", "persistentVolumeClaim": {"claimName": "data"}}])
-    assert claims.names(wanted) == [("p-v", True), ("data", False)]
-    assert claims.problem(wanted, store) == 'waiting for ephemeral volume controller to create the persistentvolumeclaim "p-v"'
-    store.put(claim("p-v"))
-    assert "was not created for pod n/p (pod is not owner)" in (claims.problem(wanted, store) or "")
-    store.put(claim("p-v", metadata={"resourceVersion": "2", "ownerReferences": [{"uid": "u", "controller": True}]}))
-    assert claims.problem(wanted, store) == 'persistentvolumeclaim "data" not found'
-    store.put(claim("data", metadata={"deletionTimestamp": "now"}))
-    assert claims.problem(wanted, store) == 'persistentvolumeclaim "data" is being deleted'
-    store.put(claim("data", spec={"volumeName": "pv1"}, status={"phase": "Lost"}))
-    assert claims.problem(wanted, store) == 'persistentvolumeclaim "data" bound to non-existent persistentvolume "pv1"'
-    bound = {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}
-    store.put(claim("data", metadata=bound, spec={"volumeName": "pv1"}, status={"phase": "Bound"}))
-    assert claims.problem(wanted, store) is None
-    assert [found["metadata"]["name"] for found in claims.unbound(wanted, store)] == ["p-v"]
