@@ -147,7 +147,8 @@ def test_components_end_with_the_runner(tmp_path: pathlib.Path) -> None:
 import asyncio, os, signal
 from hpk import procs
 async def main():
-    plain = await procs.spawn(["/bin/sleep", "60"], output={str(tmp_path / "log")!r})
+    shell = "trap 'echo asked to end; exit' TERM; trap '' IO; while :; do sleep 0.05; done"
+    plain = await procs.spawn(["/bin/sh", "-c", shell], output={str(tmp_path / "log")!r})
     apart = await procs.spawn(["unshare", "--user", "--map-current-user", "/bin/sleep", "60"], output={str(tmp_path / "log")!r})
     await asyncio.sleep(0.3)
     print(plain.pid, apart.pid, os.readlink(f"/proc/{{apart.pid}}/ns/user") != os.readlink("/proc/self/ns/user"), flush=True)
@@ -162,6 +163,7 @@ asyncio.run(main())
     while any(lock.process_start(int(pid)) is not None for pid in (plain, apart)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    assert (tmp_path / "log").read_text() == "asked to end\n"
 
 
 async def test_what_a_killed_component_leaves_is_ended(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
