@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 #: Name in the kubelet's serving certificate by which supervisors know it (hpk/bootstrap/pki.py).
 SERVER_NAME = "hpk-kubelet"
 #: Pace of the sign of life from which the next kubelet sees which Events this one recorded.
-ALIVE_SECONDS = 5.0
+ALIVE_SECONDS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,9 +71,12 @@ def _last_port(where: paths.Paths) -> int:
     return 0
 
 
-async def _alive(where: paths.Paths) -> None:
+async def _alive(where: paths.Paths, recorded: asyncio.Event) -> None:
+    """Touch the endpoint file soon after Events were recorded: the next kubelet will not record them again."""
     while True:
+        await recorded.wait()
         await asyncio.sleep(ALIVE_SECONDS)
+        recorded.clear()
         with contextlib.suppress(OSError):  # a comfort only
             os.utime(where.kubelet_endpoint)
 
@@ -147,12 +150,13 @@ async def _serve(
     )
     generator = pleg.Pleg(slurm, lambda uid, job: workers.on_job(uid, job), pace=config.slurm.poll_seconds)
     services = store.Store()
+    image_manager = images.ImageManager(config=config, paths=where)
     preparer = prepare.Preparer(
         client=client,
         config=config,
         paths=where,
         recorder=recorder,
-        images=images.ImageManager(config=config, paths=where),
+        images=image_manager,
         services=services,
     )
     kit = pod_workers.Kit(
@@ -189,7 +193,8 @@ async def _serve(
         tasks.guarded(watch.Reflector(client, kube_client.path("v1", "services"), services).run(), "services"),
         tasks.guarded(controller.run(), "pods"),
         tasks.guarded(preparer.volumes.keep_fresh(controller.pods), "volumes"),
-        tasks.guarded(_alive(where), "sign of life"),
+        tasks.guarded(image_manager.collect(), "image cache"),
+        tasks.guarded(_alive(where, kit.recorded), "sign of life"),
     ]
     end = asyncio.create_task(stopping.wait(), name="wait for SIGTERM")
     try:

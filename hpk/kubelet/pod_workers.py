@@ -55,6 +55,8 @@ MAX_PAUSE = 10.0
 MAX_REFUSED_PAUSE = 120.0
 #: Seconds for which the end of a job without a final report waits for one on disk: shared homes show files late.
 REPORT_SECONDS = 10.0
+#: The same where the node has failed: it will write nothing more.
+DEAD_NODE_SECONDS = 2.0
 #: Seconds for which a final report waits for Slurm's word where it matters (outcome.needs_slurm).
 VERDICT_SECONDS = 5.0
 #: Seconds after a final report in which the job must end by itself.
@@ -87,6 +89,8 @@ class Kit:
     """Jobs by Pod UID that Slurm had when this kubelet started; waits until Slurm has answered once."""
     events_since: float = 0.0
     """Events of reports that are older were recorded by an earlier kubelet. Seconds since the epoch."""
+    recorded: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    """Set when Events of reports were recorded."""
 
 
 class PodWorker:
@@ -131,7 +135,8 @@ class PodWorker:
         if self.report is None and report.get("jobID") and not self.submission.job_id:
             self.submission.job_id = str(report["jobID"])
         self.report = report
-        self._teller.reported(self.pod, report)
+        if self._teller.reported(self.pod, report):
+            self._kit.recorded.set()
         self._wake.set()
 
     def on_job(self, job: commands.Job) -> None:
@@ -373,10 +378,11 @@ class PodWorker:
                 self.on_report(report)
                 return 0
             never_began = self.report is None and report is None and self.job is not None and self.job.nodes in ("", "None assigned")
-            if now - self._job_end_seen >= REPORT_SECONDS or never_began:
+            dead = self.job is not None and self.job.state is states.JobState.NODE_FAIL
+            if now - self._job_end_seen >= (DEAD_NODE_SECONDS if dead else REPORT_SECONDS) or never_began:
                 self.ended = outcome.ended(self.job, self.report, stop, self._kit.provider.output(self.dir))
                 return 0
-            return min(1.0, REPORT_SECONDS)
+            return 1.0
         await self._check_queue()
         if self.ended is not None:
             return 0

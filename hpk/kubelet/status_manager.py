@@ -122,6 +122,8 @@ class StatusManager:
                     entry.delay = 0.5
                 except (errors.NotFound, errors.Conflict):  # gone, or another one of that name: nobody to tell
                     log.debug("status of %s: the Pod is gone", uid)
+                except errors.Invalid as exc:  # our defect: trying again would not help, and must not hold up a deletion
+                    log.error("status of Pod %s is not accepted: %s", entry.pod["metadata"]["name"], exc.message)
                 except hpk_errors.APIError as exc:
                     log.warning("status of Pod %s: %s; trying again", entry.pod["metadata"]["name"], exc.message)
                     entry.wanted = entry.wanted or wanted

@@ -81,8 +81,9 @@ class Teller:
             if "running" in (container.get("state") or {}):
                 self.event(pod, "Normal", "Killing", f"Stopping container {container['name']}", container=container["name"])
 
-    def reported(self, pod: Object, report: Object) -> None:
-        """Record the Events of a report that are new."""
+    def reported(self, pod: Object, report: Object) -> bool:
+        """Record the Events of a report that are new; whether there were any."""
+        before = self._event_seq
         for item in report.get("events") or []:
             seq = int(item.get("seq") or 0)
             if seq <= self._event_seq:
@@ -96,3 +97,4 @@ class Teller:
                     str(item.get("message") or ""),
                     container=str(item.get("container") or ""),
                 )
+        return self._event_seq > before
