@@ -100,14 +100,13 @@ class NodeController:
                 await self._update()
             except hpk_errors.APIError as exc:
                 log.warning("the node's status could not be told: %s", exc.message)
-                pause = min(pause, 2.0)
+                pause = min(pause, 2.0 if self._registered.is_set() else 0.3)
             await asyncio.sleep(pause)
 
     async def _update(self) -> None:
         """One round: ask, compare, patch. Raises APIError."""
         loop = asyncio.get_running_loop()
-        await self._ask_slurm()
-        machine = await self._machine()
+        _, machine = await asyncio.gather(self._ask_slurm(), self._machine())
         node = await self._get_or_register(machine)
         old = node.get("status") or {}
         new = self._status(machine, old)
