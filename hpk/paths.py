@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 #: Format of the state directory, in the file ``version``. Raised when an older HPK could misread what a newer one wrote.
 STATE_VERSION = 1
@@ -15,9 +16,10 @@ STATE_VERSION = 1
 SITE_CONFIG = "/etc/hpk/hpk.yaml"
 
 
-def state_dir() -> str:
+def state_dir(environ: Mapping[str, str] | None = None) -> str:
     """``$HPK_HOME``, or ``~/.hpk``. Absolute, since it goes into job scripts."""
-    return os.path.abspath(os.environ.get("HPK_HOME") or os.path.join(os.path.expanduser("~"), ".hpk"))
+    environ = os.environ if environ is None else environ
+    return os.path.abspath(environ.get("HPK_HOME") or os.path.join(os.path.expanduser("~"), ".hpk"))
 
 
 def cache_dir() -> str:
@@ -171,8 +173,8 @@ class Paths:
     root: str
 
     @classmethod
-    def default(cls) -> Paths:
-        return cls(state_dir())
+    def default(cls, environ: Mapping[str, str] | None = None) -> Paths:
+        return cls(state_dir(environ))
 
     def _join(self, *parts: str) -> str:
         return os.path.join(self.root, *parts)

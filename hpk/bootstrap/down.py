@@ -33,11 +33,14 @@ async def run(args: argparse.Namespace) -> int:
     slurm = commands.Slurm(configuration.load(where))
     holder, _ = lock.read(where.lock)
     try:
-        job = await jobs.control_plane(slurm, up.known_jobs(where))
+        found = await jobs.control_planes(slurm, where, up.known_jobs(where))
     except errors.MissingTool:
         if holder is None or holder.job_id:
             raise
-        job = None  # run by hand on a machine without Slurm
+        found = []  # run by hand on a machine without Slurm
+    job = found[0] if found else None
+    for other in found[1:]:  # in the queue: they must not take its place
+        await slurm.cancel(other.job_id)
     if job is not None:
         await end_job(slurm, job)
         print(f"control plane ended (job {job.job_id})")

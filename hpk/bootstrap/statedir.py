@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from hpk import config as configuration
 from hpk import errors, files, paths, records
 
 
@@ -46,6 +47,22 @@ def prepare(where: paths.Paths) -> None:
             files.write_atomic(where.version, f"{paths.STATE_VERSION}\n", sync=True)
     except OSError as exc:
         raise errors.StateError(f"{where.root} cannot be written: {exc.strerror or exc}") from exc
+
+
+def find_image(where: paths.Paths, config: configuration.Config) -> str:
+    """Return the control-plane image. Raises InvalidInput that says how to get one."""
+    configured = config.control_plane.image
+    image = os.path.abspath(os.path.expanduser(configured)) if configured else where.control_plane_image
+    try:
+        if os.path.isdir(image):
+            os.listdir(image)
+        else:
+            with open(image, "rb") as file:
+                file.read(1)
+    except OSError as exc:
+        key = "controlPlane.image: " if configured else "no control-plane image: "
+        raise errors.InvalidInput(f"{key}{image}: {exc.strerror}", hint="`hpk image build` makes it") from exc
+    return image
 
 
 class Report:

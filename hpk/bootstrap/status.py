@@ -89,7 +89,7 @@ async def run(args: argparse.Namespace) -> int:
     report = up.read_report(where)
     holder, age = lock.read(where.lock)
     try:
-        job = await jobs.control_plane(commands.Slurm(configuration.load(where)), up.known_jobs(where))
+        job = await jobs.control_plane(commands.Slurm(configuration.load(where)), where, up.known_jobs(where))
     except (errors.SlurmError, errors.MissingTool) as exc:
         print(f"{'Slurm':<22} {exc.message}")
         job, asked = None, False

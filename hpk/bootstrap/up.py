@@ -21,8 +21,6 @@ from hpk.slurm import commands, states
 #: Pace of looking at the state directory and of asking Slurm, in seconds.
 LOOK_SECONDS = 0.1
 ASK_SECONDS = 2.0
-#: sbatch's flag that the output of the job goes by, so that we can quote its last words.
-OUTPUT = "hpk-%j.out"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +98,7 @@ async def submit(where: paths.Paths, script: str, flags: list[str]) -> str:
     os.environ["HPK_SELF"] = sys.executable
     os.environ["HPK_HOME"] = where.root
     os.environ["PYTHONPATH"] = ":".join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
-    job_id = await jobs.submit(script, [f"--output={os.path.join(where.logs, OUTPUT)}", *flags])
+    job_id = await jobs.submit(script, [f"--output={os.path.join(where.logs, jobs.OUTPUT)}", f"--comment={jobs.comment(where)}", *flags])
     files.write_json(where.submitted, {"jobID": job_id})
     return job_id
 
@@ -110,22 +108,25 @@ def last_words(where: paths.Paths, job_id: str) -> str:
     report = read_report(where)
     if report.get("jobID") == job_id and report.get("error"):
         return str(report["error"])
-    said = logfiles.last_words(os.path.join(where.logs, OUTPUT.replace("%j", job_id)))
+    said = logfiles.last_words(os.path.join(where.logs, jobs.OUTPUT.replace("%j", job_id)))
     return said.removeprefix("hpk: error: ")
 
 
 async def run(args: argparse.Namespace) -> int:
     where = paths.Paths.default()
     statedir.check_version(where)
-    slurm = commands.Slurm(configuration.load(where))
+    config = configuration.load(where)
+    slurm = commands.Slurm(config)
     script = find_script(where, args.script)
     procs.find("sbatch", hint="load the site's Slurm module, or `hpk slurm up` where the site has no Slurm")
-    job = await jobs.control_plane(slurm, known_jobs(where))
+    job = await jobs.control_plane(slurm, where, known_jobs(where))
     ticker = Ticker(time.monotonic(), submitted=job is None)
     if job is None:
         holder, _ = lock.read(where.lock)
         if holder and not holder.job_id and (holder.host != node.host_name() or lock.process_start(holder.pid) == holder.started):
             raise errors.StateError(f"the control plane runs already: {holder.describe()}", hint="`hpk status` shows it")
+        if not config.control_plane.image and not config.control_plane.binaries:
+            statedir.find_image(where, config)  # the job would tell the same, later
         statedir.prepare(where)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(where.cluster_run)  # of a run that is over: its job's number may come again
@@ -174,7 +175,7 @@ async def _ask(slurm: commands.Slurm, where: paths.Paths, job_id: str, ticker: T
         why = last_words(where, job_id)
         raise errors.StateError(
             f"job {job_id} ended ({job.word if job else 'unknown to Slurm'})" + (f": {why}" if why else ""),
-            hint=f"its output: {os.path.join(where.logs, OUTPUT.replace('%j', job_id))}, the parts' logs beside it",
+            hint=f"its output: {os.path.join(where.logs, jobs.OUTPUT.replace('%j', job_id))}, the parts' logs beside it",
         )
     if job.state is states.JobState.PENDING:
         ticker.wait(f"job {job_id} is queued" + (f": {job.reason}" if job.reason not in ("", "None") else ""))

@@ -47,8 +47,18 @@ def image(home: pathlib.Path) -> None:
     (home / "images" / "control-plane.sif").touch()
 
 
-def test_no_image(home: pathlib.Path, tools: pathlib.Path) -> None:
-    code, lines = hpk(home, tools, "control-plane")
+@pytest.fixture
+def no_jobs(tools: pathlib.Path) -> None:
+    """A Slurm without any job."""
+    for name in ("sbatch", "squeue"):
+        (tools / name).write_text("#!/bin/sh\n")
+        (tools / name).chmod(0o755)
+
+
+@pytest.mark.usefixtures("no_jobs")
+@pytest.mark.parametrize("command", ["control-plane", "up"])
+def test_no_image(home: pathlib.Path, tools: pathlib.Path, command: str) -> None:
+    code, lines = hpk(home, tools, command)
     assert (code, len(lines)) == (1, 2)
     assert lines[0].startswith("hpk: error: no control-plane image:")
     assert lines[1] == "hint: `hpk image build` makes it"
@@ -162,10 +172,8 @@ def test_path_that_apptainer_cannot_bind(tmp_path: pathlib.Path, tools: pathlib.
     assert "colon" in lines[0]
 
 
+@pytest.mark.usefixtures("no_jobs")
 def test_up_beside_a_control_plane_run_by_hand(home: pathlib.Path, tools: pathlib.Path) -> None:
-    for name in ("sbatch", "squeue"):
-        (tools / name).write_text("#!/bin/sh\n")
-        (tools / name).chmod(0o755)
     (home / "lock").write_text('{"host":"c9","boot":"b","pid":7,"started":"1","cluster":"","job_id":"","restart":0,"token":"t"}')
     code, lines = hpk(home, tools, "up")
     assert code == 1

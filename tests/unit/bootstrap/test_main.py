@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from hpk import config, errors, paths
-from hpk.bootstrap import main
+from hpk.bootstrap import main, statedir
 from hpk.bootstrap.components import ours
 from tests.unit.bootstrap.test_component import a_run
 
@@ -26,14 +26,14 @@ def test_dry_run() -> None:
 
 def test_missing_image_tells_how_to_get_one(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.InvalidInput, match="no control-plane image") as caught:
-        main.find_image(paths.Paths(str(tmp_path)), config.Config())
+        statedir.find_image(paths.Paths(str(tmp_path)), config.Config())
     assert "hpk image build" in (caught.value.hint or "")
 
 
 def test_configured_image_is_named_by_its_key(tmp_path: pathlib.Path) -> None:
     settings = config.Config(control_plane=config.ControlPlaneConfig(image=str(tmp_path / "no.sif")))
     with pytest.raises(errors.InvalidInput, match=r"controlPlane\.image: .*/no\.sif: No such file"):
-        main.find_image(paths.Paths(str(tmp_path)), settings)
+        statedir.find_image(paths.Paths(str(tmp_path)), settings)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -42,7 +42,7 @@ def test_unreadable_image(tmp_path: pathlib.Path) -> None:
     image.touch(mode=0)
     settings = config.Config(control_plane=config.ControlPlaneConfig(image=str(image)))
     with pytest.raises(errors.InvalidInput, match="Permission denied"):
-        main.find_image(paths.Paths(str(tmp_path)), settings)
+        statedir.find_image(paths.Paths(str(tmp_path)), settings)
 
 
 def a_node(status: str, heartbeat: str | None) -> dict[str, object]:

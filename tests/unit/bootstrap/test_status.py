@@ -85,6 +85,9 @@ def test_script_is_found_beside_the_package(tmp_path: pathlib.Path) -> None:
         up.find_script(where, "/no/such")
 
 
+HOME = paths.Paths.default({})
+
+
 class Squeue(commands.Slurm):
     """Slurm with a scripted answer of squeue; None: no answer."""
 
@@ -105,15 +108,28 @@ async def test_the_control_plane_s_job_is_known_by_comment_or_id() -> None:
         job("17", "PENDING", jobs.COMMENT),
         job("18", "RUNNING", ""),
     )
-    found = await jobs.control_plane(slurm)
+    found = await jobs.control_plane(slurm, HOME)
     assert found is not None
     assert found.job_id == "17"
     assert [pod.job_id for pod in await jobs.pods(slurm)] == ["16"]
-    found = await jobs.control_plane(slurm, {"18"})
+    found = await jobs.control_plane(slurm, HOME, {"18"})
     assert found is not None
     assert found.job_id == "18"
     slurm.answer = (job("18", "RUNNING", "of another cluster's namesake"),)
-    assert await jobs.control_plane(slurm, {"18"}) is None
+    assert await jobs.control_plane(slurm, HOME, {"18"}) is None
+
+
+async def test_each_state_directory_has_its_own_control_plane() -> None:
+    other = paths.Paths("/home/alice/other")
+    slurm = Squeue(job("17", "RUNNING", jobs.COMMENT))
+    assert await jobs.control_plane(slurm, other) is None
+    slurm.answer = (*slurm.answer, job("18", "RUNNING", jobs.comment(other)))  # type: ignore[misc]
+    found = await jobs.control_plane(slurm, other)
+    assert found is not None
+    assert found.job_id == "18"
+    found = await jobs.control_plane(slurm, HOME)
+    assert found is not None
+    assert found.job_id == "17"
 
 
 async def test_unknown_is_not_gone() -> None:
@@ -126,7 +142,7 @@ async def test_unknown_is_not_gone() -> None:
     slurm.answer = None
     assert await jobs.alive(slurm, "17") is None
     with pytest.raises(errors.SlurmUnknown):
-        await jobs.control_plane(slurm)
+        await jobs.control_plane(slurm, HOME)
 
 
 async def test_up_tells_why_the_job_ended(tmp_path: pathlib.Path) -> None:
