@@ -21,7 +21,7 @@ COMMANDS = {
     "up": ("hpk.bootstrap.up", "submit the control plane's Slurm job and wait until the cluster is ready"),
     "down": ("hpk.bootstrap.down", "end the cluster; its state stays"),
     "status": ("hpk.bootstrap.status", "show what runs and where"),
-    "image": ("hpk.bootstrap.image.cli", "build the control-plane image"),
+    "image": ("hpk.image", "images of Pods: list, pull, prune; the control-plane image: build"),
     "slurm": ("hpk.bootstrap.private_slurm", "a private single-user Slurm where the site has none"),
     "render": ("hpk.kubelet.render", "print the job script of a Pod without submitting it"),
     "control-plane": ("hpk.bootstrap.main", "run the control plane here (this is what slurm/hpk.sbatch does)"),

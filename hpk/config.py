@@ -98,6 +98,8 @@ class ImagesConfig:
     """Registry host to the host (and path prefix) to pull from instead."""
     insecure: tuple[str, ...] = ()
     """Registry hosts spoken to by plain HTTP."""
+    max_bytes: int = 50 * 1024**3
+    """Bytes that images of Pods may take in ~/.hpk/images: beyond them those go that no Pod uses, longest unused first. 0: no bound."""
     pull_timeout: float = 600.0
     """Seconds that one pull may take."""
     parallel_pulls: int = 2
@@ -213,6 +215,8 @@ def _check(config: Config) -> Config:
             raise errors.InvalidInput(f"{name}: {exc}") from exc
         if not 4 <= network.max_prefixlen - network.prefixlen <= 20:  # kube-apiserver takes no larger one
             raise errors.InvalidInput(f"{name}: {cidr} must hold between 16 and 2^20 addresses")
+    if config.images.max_bytes < 0:
+        raise errors.InvalidInput(f"images.maxBytes: {config.images.max_bytes} is negative; 0 means no bound")
     if not 0 <= config.control_plane.port <= 65535:
         raise errors.InvalidInput(f"controlPlane.port: {config.control_plane.port} is not a port")
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", config.cluster.node_name):

@@ -1,7 +1,8 @@
 """The image cache: each image is one SIF file, pulled once, whoever asks and whatever dies meanwhile.
 
     ~/.hpk/images/<hex>.sif          image of the manifest sha256:<hex>
-    ~/.hpk/images/<hex>.json         written after it: {"size", "config", "passwd", "group"}; no image is used without it
+    ~/.hpk/images/<hex>.json         written after it: {"size", "config", "passwd", "group"}; no image is used without it. Its time
+                                     is when a Pod asked for the image last: imagestore.py removes by it
     ~/.hpk/images/refs/<hash>.json   what a reference named when last asked: {"ref", "digest", "manifest", "imageSize"}
     ~/.hpk/images/tmp/<name>/        a pull under way, with a lock that its owner holds; whatever is not locked is left from a dead one
 
@@ -14,24 +15,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hpk import config as configuration
 from hpk import errors, files, paths
-from hpk.kubelet import credentials, imageref, registry, sif
+from hpk.kubelet import credentials, imageref, imagestore, registry, sif
 
 log = logging.getLogger(__name__)
 
 #: Back-off of failed pulls in seconds: first, longest (upstream's MaxContainerBackOff and its start).
 _BACKOFF = (10.0, 300.0)
+
+#: Seconds between two looks at the cache's size without a pull (upstream's ImageGCPeriod), and the least between any two.
+COLLECT_SECONDS = 300.0
+COLLECT_PAUSE = 10.0
 
 #: Recorder of an Event for the container in question: type, reason, message.
 OnEvent = Callable[[str, str, str], None]
@@ -65,6 +69,7 @@ class ImageManager:
 
     def __init__(self, *, config: configuration.Config, paths: paths.Paths) -> None:
         self._config = config.images
+        self._paths = paths
         self._root = paths.images
         self._temp = config.images.temp_dir or os.path.join(paths.images, "tmp")
         self._failures: dict[str, _Failure] = {}
@@ -72,6 +77,7 @@ class ImageManager:
         self._pulls: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(max(1, config.images.parallel_pulls))
         self._clean = False
+        self._pulled = asyncio.Event()
 
     async def ensure(
         self,
@@ -145,6 +151,30 @@ class ImageManager:
         """A path that stands for an image of which nothing is known."""
         return image if imageref.is_local(image) else os.path.join(self._root, f"{image.replace('/', '_')}.sif")
 
+    def keep(self, found: Iterable[ImageInfo]) -> bool:
+        """Note that a Pod is about to use these; False when one was removed while the Pod waited for another."""
+        return all([imagestore.touch(info.path) or not info.path.startswith(self._root + os.sep) for info in found])
+
+    async def collect(self) -> None:
+        """Eternal: hold the cache within images.maxBytes. After a pull, and at times for what other processes brought."""
+        while True:
+            if self._config.max_bytes > 0:
+                try:
+                    removed, left = await asyncio.to_thread(imagestore.collect, self._paths, self._config.max_bytes)
+                except OSError as exc:
+                    log.warning("cannot clean up %s: %s", self._root, exc)
+                else:
+                    for image in removed:
+                        log.info(
+                            "removed image %s (%s), unused, %d bytes", ", ".join(image.names) or image.source, image.hex[:12], image.size
+                        )
+                    if left > self._config.max_bytes:
+                        log.debug("the images take %d bytes, more than images.maxBytes, but Pods use them", left)
+            self._pulled.clear()
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._pulled.wait(), COLLECT_SECONDS)
+            await asyncio.sleep(COLLECT_PAUSE)
+
     def forget(self, backoff_key: str) -> None:
         """Drop the back-off of a Pod that is gone."""
         for key in [key for key in self._failures if key.startswith(f"{backoff_key}_")]:
@@ -160,12 +190,14 @@ class ImageManager:
 
     def _find(self, ref: imageref.Reference, image: str) -> ImageInfo | None:
         """The image that ``ref`` named when it was last pulled, if it is whole."""
-        record = _read_record(self._ref_path(ref))
-        return None if record is None else self._load(ref, image, str(record.get("digest")), str(record.get("manifest")))
+        record = imagestore.read_record(self._ref_path(ref))
+        if record is None or not imagestore.touch(self._sif(str(record.get("manifest")))):
+            return None
+        return self._load(ref, image, str(record.get("digest")), str(record.get("manifest")))
 
     def _load(self, ref: imageref.Reference, image: str, digest: str, manifest: str) -> ImageInfo | None:
         path = self._sif(manifest)
-        record = _read_record(path.removesuffix(".sif") + ".json")
+        record = imagestore.read_record(path.removesuffix(".sif") + ".json")
         try:
             whole = record is not None and os.stat(path).st_size == record.get("size")
         except OSError:
@@ -209,7 +241,7 @@ class ImageManager:
     async def _update(
         self, ref: imageref.Reference, where: registry.Endpoint, keyrings: Sequence[Mapping[str, credentials.Credential]]
     ) -> dict[str, Any]:
-        record = _read_record(self._ref_path(ref))
+        record = imagestore.read_record(self._ref_path(ref))
         present = self._find(ref, "") is not None
         found = await registry.resolve(ref, where, keyrings, known=str(record.get("digest")) if present and record else "")
         if found is None and record is not None:
@@ -252,6 +284,7 @@ class ImageManager:
                 }
                 await asyncio.to_thread(_move, made, path)
                 files.write_json(path.removesuffix(".sif") + ".json", record)
+        self._pulled.set()
 
     @contextlib.contextmanager
     def _workspace(self) -> Any:
@@ -259,7 +292,7 @@ class ImageManager:
         work = files.private_dir(os.path.join(self._temp, f"pull-{os.getpid()}-{secrets.token_hex(4)}"))
         try:
             with open(os.path.join(work, "lock"), "wb") as lock:
-                _try_lock(lock.fileno())
+                imagestore.try_lock(lock.fileno())
                 yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -272,7 +305,7 @@ class ImageManager:
                     continue
                 try:
                     with open(os.path.join(entry.path, "lock"), "rb") as lock:
-                        abandoned = _try_lock(lock.fileno())
+                        abandoned = imagestore.try_lock(lock.fileno())
                         if abandoned:
                             log.info("removing %s, left by a pull that was killed", entry.path)
                             shutil.rmtree(entry.path, ignore_errors=True)
@@ -290,14 +323,6 @@ def _finished(table: dict[Any, Any], key: Any, task: asyncio.Task[Any]) -> None:
 
 #: Stands for any reference where only the file matters.
 _ANY = imageref.Reference("", "", "", "")
-
-
-def _read_record(path: str) -> dict[str, Any] | None:
-    try:
-        record = files.read_json(path)
-    except (ValueError, OSError):
-        return None  # damaged: as if it was not there, it will be written again
-    return record if isinstance(record, dict) else None
 
 
 def _move(source: str, target: str) -> None:
@@ -326,24 +351,13 @@ def _sync(path: str) -> None:
         os.close(fd)
 
 
-def _try_lock(fd: int) -> bool:
-    """Lock an open file; False when another holds it. File systems without locks count as locked by us."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # no lock service (some NFS, Lustre without -o flock): renames still keep the cache whole
-    return True
-
-
 @contextlib.asynccontextmanager
 async def _locked(path: str) -> AsyncIterator[None]:
     """Hold the lock file ``path``. It stays: removing it would let two owners lock two files of one name."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         wait = 0.05
-        while not _try_lock(fd):
+        while not imagestore.try_lock(fd):
             await asyncio.sleep(wait)
             wait = min(wait * 1.5, 1.0)
         yield

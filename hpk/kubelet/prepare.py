@@ -138,6 +138,8 @@ class Preparer:
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
+        if not self._images.keep(answer for answer in answers if isinstance(answer, images.ImageInfo)):
+            raise errors.NotReady("ContainerCreating", "an image was removed while another was pulled", event="")
         return {container["name"]: answer for (_, container), answer in zip(containers, answers, strict=True)}  # type: ignore[misc]
 
     async def _keyrings(self, pod: dict[str, Any]) -> Sequence[Mapping[str, credentials.Credential]]:

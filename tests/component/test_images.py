@@ -23,8 +23,8 @@ import pytest
 from aiohttp import web
 
 from hpk import config as configuration
-from hpk import errors, paths, procs
-from hpk.kubelet import credentials, imageref, images, registry, sif
+from hpk import errors, files, paths, procs
+from hpk.kubelet import credentials, imageref, images, imagestore, registry, sif
 from tests.testbed import oci
 
 pytestmark = pytest.mark.component
@@ -44,11 +44,22 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A docker-registry with ``team/app:v1`` in it."""
     needs("docker-registry", "skopeo", "apptainer", "mksquashfs", BUSYBOX)
     root = str(tmp_path_factory.mktemp("registry"))
+    with serving_registry(root) as at:
+        push(root, f"{at}/team/app:v1", "one")
+        yield at
+
+
+@contextlib.contextmanager
+def serving_registry(root: str, htpasswd: str = "") -> Iterator[str]:
+    """A docker-registry, with logins where ``htpasswd`` has some."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    with open(f"{root}/htpasswd", "w") as file:
+        file.write(htpasswd)
+    auth = f"auth: {{htpasswd: {{realm: registry, path: {root}/htpasswd}}}}\n" if htpasswd else ""
     with open(f"{root}/config.yml", "w") as file:
-        file.write(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n")
+        file.write(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n{auth}")
     with open(f"{root}/log", "w") as log:
         process = subprocess.Popen(["docker-registry", "serve", f"{root}/config.yml"], stdout=log, stderr=log)
     try:
@@ -58,14 +69,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 break
             assert time.monotonic() < deadline, f"docker-registry does not listen: {root}/log"
             time.sleep(0.05)
-        push(root, f"127.0.0.1:{port}/team/app:v1", "one")
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
 
 
-def push(root: str, reference: str, text: str) -> None:
+def push(root: str, reference: str, text: str, *options: str) -> None:
     with open(BUSYBOX, "rb") as file:
         program = file.read()
     layer = oci.layer(
@@ -83,7 +93,8 @@ def push(root: str, reference: str, text: str) -> None:
     )
     config = {"Entrypoint": ["/bin/cat"], "Cmd": ["/text"], "User": "app", "Env": ["A=1"]}
     folder = oci.write(f"{root}/{text}", oci.Image([layer], config))
-    subprocess.run(["skopeo", "copy", "-q", "--all", "--dest-tls-verify=false", f"oci:{folder}", f"docker://{reference}"], check=True)
+    argv = ["skopeo", "copy", "-q", "--all", "--dest-tls-verify=false", *options, f"oci:{folder}", f"docker://{reference}"]
+    subprocess.run(argv, check=True)
 
 
 def manager(home: str, host: str, **more: Any) -> images.ImageManager:
@@ -246,6 +257,106 @@ async def test_no_space_is_a_reason_not_a_traceback(host: str, tmp_path: Any, mo
         await manager(str(tmp_path), host).ensure(f"{host}/team/app:v1")
     assert caught.value.reason == "ErrImagePull"
     assert os.listdir(tmp_path / "images" / "tmp") == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Any) -> Iterator[str]:
+    """A file system of 1 MiB; remounted read-only by remount()."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = str(tmp_path / "home")
+    os.mkdir(folder)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "hpk-test", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def remount(folder: str, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+async def test_a_full_cache_and_one_that_cannot_be_written(host: str, small_disk: str) -> None:
+    """The image is larger than the disk; later there is room, and the same manager brings it."""
+    cache = manager(small_disk, host)
+    with pytest.raises(errors.NotReady, match="no space left on device") as caught:
+        await cache.ensure(f"{host}/team/app:v1", backoff_key="a")
+    assert caught.value.reason == "ErrImagePull"
+    assert "Traceback" not in caught.value.message
+    assert os.listdir(f"{small_disk}/images/tmp") == []
+    assert not [name for name in os.listdir(f"{small_disk}/images") if name.endswith((".sif", ".json"))]
+
+    remount(small_disk, "ro")
+    with pytest.raises(errors.NotReady, match="Read-only file system") as caught:
+        await cache.ensure(f"{host}/team/app:v1", backoff_key="b")
+    assert caught.value.reason == "ErrImagePull"
+
+    remount(small_disk, "rw,size=100m")
+    info = await cache.ensure(f"{host}/team/app:v1", backoff_key="c")
+    remount(small_disk, "ro")
+    assert await cache.ensure(f"{host}/team/app:v1", backoff_key="d") == info  # what is there can be used
+
+
+async def test_the_cache_stays_within_its_bound(host: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagestore, "MIN_AGE", 0.0)
+    monkeypatch.setattr(imagestore.remove, "__kwdefaults__", {"min_age": 0.0})
+    monkeypatch.setattr(imagestore.collect, "__kwdefaults__", {"min_age": 0.0})
+    monkeypatch.setattr(images, "COLLECT_PAUSE", 0.05)
+    home = str(tmp_path / "home")
+    for number in range(3):
+        push(str(tmp_path), f"{host}/team/many:{number}", f"number {number}")
+    cache = manager(home, host, max_bytes=1)
+    used = await cache.ensure(f"{host}/team/many:0")
+    pod = paths.Paths(home).pod("default", "one", "uid")
+    files.private_dir(pod.root)
+    files.write_json(pod.plan, {"containers": [{"imagePath": used.path}]})
+    task = asyncio.create_task(cache.collect())
+    try:
+        for number in (1, 2):
+            info = await cache.ensure(f"{host}/team/many:{number}")
+            for _ in range(100):
+                if not os.path.exists(info.path):
+                    break
+                await asyncio.sleep(0.05)
+            assert not os.path.exists(info.path)
+        assert os.path.exists(used.path)
+        assert [image.path for image in imagestore.stored(paths.Paths(home))] == [used.path]
+    finally:
+        task.cancel()
+    again = await cache.ensure(f"{host}/team/many:1")  # a removed image is pulled like a new one
+    assert sif.squashfs_offset(again.path) > 0
+
+
+def test_pull_command(host: str, tmp_path: Any) -> None:
+    env = {**os.environ, "HPK_HOME": str(tmp_path / "home"), "HPK_SITE_CONFIG": str(tmp_path / "hpk.yaml")}
+    (tmp_path / "hpk.yaml").write_text(f"images: {{insecure: ['{host}']}}\n")
+
+    def hpk(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "hpk", "image", *argv], env=env, text=True, capture_output=True)
+
+    done = hpk("pull", f"{host}/team/app:v1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{host}/team/app@sha256:")
+    assert f"{host}/team/app:v1" in hpk("ls").stdout
+    missing = hpk("pull", f"{host}/team/none:v1")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"hpk: error: {host}/team/none:v1: ErrImagePull: ")
+    assert missing.stderr.count("\n") == 1
+
+
+async def test_pull_secrets_of_a_real_registry(tmp_path: Any) -> None:
+    needs("docker-registry", "skopeo", "apptainer", "mksquashfs", BUSYBOX)
+    # Password "testbed" by bcrypt; the registry takes no other hash.
+    with serving_registry(str(tmp_path), "puller:$2y$05$abcdefghijklmnopqrstuuaUQoGoyjmuuXWQwBTiSaR.DpPZodIem\n") as at:
+        push(str(tmp_path), f"{at}/team/secret:v1", "secret", "--dest-creds=puller:testbed")
+        cache = manager(str(tmp_path / "home"), at)
+        for number, keyrings in enumerate(([], [{at: credentials.Credential("puller", "wr0ng-pass")}])):
+            with pytest.raises(errors.NotReady, match="pull access denied") as caught:
+                await cache.ensure(f"{at}/team/secret:v1", pull_secrets=keyrings, backoff_key=str(number))
+            assert caught.value.reason == "ErrImagePull"
+            assert "wr0ng-pass" not in caught.value.message
+        right = [{at: credentials.Credential("puller", "testbed")}]
+        info = await cache.ensure(f"{at}/team/secret:v1", pull_secrets=right, backoff_key="right")
+        assert sif.squashfs_offset(info.path) > 0
 
 
 # -- registries made here, to misbehave ---------------------------------------------------------------------------------

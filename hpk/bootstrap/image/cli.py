@@ -1,4 +1,4 @@
-"""``hpk image``: build the control-plane image, list the release files, print their published checksums."""
+"""``hpk image build|files|checksums``: the control-plane image, the release files for it, their published checksums."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from hpk import errors, paths, procs
 from hpk.bootstrap.image import build, cache, download, parts, progress, release, source
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="image_command", metavar="COMMAND", required=True)
-    make = commands.add_parser("build", help="get the programs and make the image", description="Get the programs and make the image.")
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommands that run() serves."""
+    text = "get the programs and make the control-plane image"
+    make = commands.add_parser("build", help=text, description=f"{text.capitalize()}.")
     make.add_argument(
         "--from",
         dest="source",
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--mirror", metavar="URL", help="URL or folder with the release files by host and path (`hpk image files`)")
     make.add_argument("--output", metavar="FILE", help="the image; default: ~/.hpk/images/control-plane.sif")
     make.add_argument("--force", action="store_true", help="build it again, also where the site provides one")
-    commands.add_parser("files", help="list the release files, for a mirror: wget -x -i <(hpk image files)")
+    commands.add_parser("files", help="list the control plane's release files, for a mirror: wget -x -i <(hpk image files)")
     sums = commands.add_parser("checksums", help="print the publishers' checksums as lines for hpk.yaml: look at them before you use them")
     sums.add_argument("--mirror", metavar="URL", help="ask there instead of the official hosts")
 
