@@ -75,8 +75,6 @@ def make(store: cache.Cache, folder: str, programs: dict[str, str], wanted: str,
         os.rename(temporary, output)
         versions = {program.name: program.version for program in parts.PROGRAMS}
         files.write_json(_note(output), {"key": wanted, "size": size, "programs": versions}, mode=0o644)
-    except OSError as exc:
-        raise errors.HPKError(f"{exc.filename or output}: {exc.strerror or exc}") from exc
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

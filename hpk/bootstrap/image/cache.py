@@ -31,7 +31,7 @@ class Cache:
 
     @contextlib.contextmanager
     def locked(self, show: progress.Progress) -> Iterator[None]:
-        """Be the only builder here; waits for another one and says so."""
+        """Be the only builder here; waits for another one and says so. An OSError inside, as of a full disk, becomes a StateError."""
         try:
             os.makedirs(self._bin, exist_ok=True)
             fd = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -46,6 +46,12 @@ class Cache:
             for left in glob.glob(os.path.join(glob.escape(self._bin), "*.new")):
                 os.unlink(left)
             yield
+        except BrokenPipeError:
+            raise  # of our own output
+        except OSError as exc:
+            raise errors.StateError(
+                f"{exc.filename or self.root}: {exc.strerror or exc}", hint="is the disk or the quota full? HPK_CACHE names another folder"
+            ) from exc
         finally:
             shutil.rmtree(self._work, ignore_errors=True)
             os.close(fd)

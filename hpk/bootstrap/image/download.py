@@ -152,10 +152,7 @@ class _Download:
                 raise _Broken(_reason(exc)) from exc
             if not chunk:
                 return
-            try:
-                self._file.write(chunk)
-            except OSError as exc:
-                raise errors.HPKError(f"{self._file.name}: cannot be written: {_reason(exc)}") from exc
+            self._file.write(chunk)
             self.digest.update(chunk)
             self.size += len(chunk)
             self._report(self.size, end)
@@ -165,7 +162,7 @@ def fetch(url: str, path: str, checksum: str, *, name: str, report: Callable[[in
     """Write ``url`` to the new file ``path`` and return its size in bytes.
 
     ``checksum`` is ``sha256:HEX`` or ``sha512:HEX``; ``name`` says in messages which file it is; ``report`` is told the bytes so far
-    and the whole (None: unknown). Raises HPKError; ``path`` then does not exist.
+    and the whole (None: unknown). Raises HPKError, or OSError when ``path`` cannot be written; it then does not exist.
     """
     algorithm, _, expected = checksum.partition(":")
     try:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -248,6 +249,21 @@ def test_cache_that_cannot_be_written(machine: Machine, monkeypatch: pytest.Monk
     monkeypatch.setenv("HPK_CACHE", "/proc/hpk")
     assert machine.hpk() == 1
     assert "the cache /proc/hpk cannot be written" in capsys.readouterr().err
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    (machine.mirror / "example.org" / "coredns").write_bytes(b"x" * 200_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a quota, as far as a program can tell
+    try:
+        assert machine.hpk() == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[0].endswith(": File too large")
+    assert "coredns" not in " ".join(os.listdir(machine.home / ".cache" / "hpk" / "bin"))
+    assert not machine.image.exists()
 
 
 def test_mirror_of_the_config(machine: Machine) -> None:

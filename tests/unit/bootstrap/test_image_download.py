@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.server
-import os
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from hpk import errors
 from hpk.bootstrap.image import download
 
-CONTENT = os.urandom(3 << 20)
+CONTENT = random.Random(1).randbytes(3 << 20)
 RIGHT = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -101,7 +101,7 @@ def test_sha512(server: Server, tmp_path: Path) -> None:
 
 
 def test_wrong_checksum_names_file_expected_and_got_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    server.content = CONTENT[:-1] + b"!"
+    server.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     got = hashlib.sha256(server.content).hexdigest()
     with pytest.raises(errors.HPKError) as raised:
         fetch(server, tmp_path)
