@@ -31,7 +31,20 @@ class LogWriter:
         self._tail = b""
         self._size = 0
         self._fd = -1
+        self._remove_older()
         self._open()
+
+    def _remove_older(self) -> None:
+        """Keep the log of the instance before this one only (`kubectl logs --previous`), as upstream: a crash loop is endless."""
+        folder, name = os.path.split(self.path)
+        number = name.partition(".")[0]
+        try:
+            for entry in os.listdir(folder) if number.isdigit() else ():
+                head, _, rest = entry.partition(".")
+                if head.isdigit() and int(head) < int(number) - 1 and (rest == "log" or rest.startswith("log.")):
+                    os.unlink(os.path.join(folder, entry))
+        except OSError:
+            pass  # no folder yet, or removed meanwhile
 
     def _open(self) -> None:
         try:

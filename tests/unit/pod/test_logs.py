@@ -83,3 +83,15 @@ def test_log_that_cannot_be_written_does_not_raise(tmp_path: Path) -> None:
     log.write("stdout", b"x\n")
     log.close()
     assert log.problem
+
+
+def test_logs_of_the_present_and_the_previous_instance_are_kept(tmp_path: Path) -> None:
+    for number in range(12):
+        log = logs.LogWriter(str(tmp_path / f"{number}.log"), 1000, 2)
+        for _ in range(30):
+            log.write("stdout", b"0123456789\n")
+        log.close()
+    (tmp_path / "9.txt").write_text("none of ours")
+    logs.LogWriter(str(tmp_path / "12.log"), 1000, 2).close()
+    assert {name.name.split(".")[0] for name in tmp_path.iterdir() if ".log" in name.name} == {"11", "12"}
+    assert (tmp_path / "9.txt").exists()
