@@ -120,17 +120,19 @@ def in_container(
     return (*argv, run.image, f"/usr/bin/{program}", *flags)
 
 
+def without_job(own: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment ``own`` without what Slurm says in it about the job that we are in."""
+    private = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "PMI_", "PMIX_")
+    return {name: value for name, value in own.items() if name == "SLURM_CONF" or not name.startswith(private)}
+
+
 def environment(run: Run, own: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the components: ``own`` without what describes our Slurm job, with the state directory named.
 
     The kubelet's sbatch would otherwise take the control plane's memory, task count and the like for defaults of each Pod.
     """
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    kept = {
-        name: value
-        for name, value in own.items()
-        if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "PMI_", "PMIX_"))
-    }
+    kept = without_job(own)
     path = kept.get("PYTHONPATH", "")
     return {**kept, "HPK_HOME": run.paths.root, "PYTHONPATH": package_root + (f":{path}" if path else "")}
 

@@ -89,15 +89,21 @@ class Lock:
         self._job_alive = job_alive
         self._clock = clock
 
-    async def acquire(self) -> None:
-        """Take the lock or raise StateError with one line that says who has it."""
-        for _ in range(5):
+    async def acquire(self, *, after: str = "") -> None:
+        """Take the lock or raise StateError with one line that says who has it. Job ``after`` is waited for: it hands over to us."""
+        attempts = 5
+        while attempts:
             if self._link():
                 return
+            attempts -= 1
             holder, age = read(self._path, clock=self._clock)
             if holder is None and age is None:
                 continue  # released just now
             reason = await self._dead(holder, age or 0.0)
+            if reason is None and after and holder is not None and holder.job_id == after:
+                attempts += 1
+                await self._changed(holder)
+                continue
             if reason is None:
                 raise self._refusal(holder, age or 0.0)
             log.warning("taking over the lock of %s: %s", holder.describe() if holder else "a damaged lock file", reason)
@@ -136,6 +142,13 @@ class Lock:
         if expired and alive is None and not (holder.boot and holder.boot == self._owner.boot):
             return f"it was not renewed for {age:.0f} s"
         return None
+
+    async def _changed(self, holder: Owner) -> None:
+        """Wait until the lock is no longer this holder's, but not for ever: it may die."""
+        for _ in range(20):
+            if read(self._path, clock=self._clock)[0] != holder:
+                return
+            await asyncio.sleep(0.25)
 
     def _refusal(self, holder: Owner | None, age: float) -> errors.StateError:
         folder = os.path.dirname(self._path)

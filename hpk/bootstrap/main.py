@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from hpk import config as configuration
 from hpk import errors, files, paths, procs, tasks
-from hpk.bootstrap import component, components, jobs, kubeconfig, lock, node, objects, pki, runner, statedir
+from hpk.bootstrap import component, components, handover, jobs, kubeconfig, lock, node, objects, pki, runner, statedir
 from hpk.bootstrap.components import coredns, kube_apiserver
 from hpk.kube import client as kube_client
 from hpk.slurm import commands
@@ -44,22 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and change nothing")
 
 
-def find_image(where: paths.Paths, config: configuration.Config) -> str:
-    """Return the control-plane image. Raises InvalidInput that says how to get one."""
-    configured = config.control_plane.image
-    image = os.path.abspath(os.path.expanduser(configured)) if configured else where.control_plane_image
-    try:
-        if os.path.isdir(image):
-            os.listdir(image)
-        else:
-            with open(image, "rb") as file:
-                file.read(1)
-    except OSError as exc:
-        key = "controlPlane.image: " if configured else "no control-plane image: "
-        raise errors.InvalidInput(f"{key}{image}: {exc.strerror}", hint="`hpk image build` makes it") from exc
-    return image
-
-
 def facts(where: paths.Paths, config: configuration.Config) -> component.Run:
     """Look at the node and return the facts of this run. Raises InvalidInput, MissingTool, StateError."""
     binaries = config.control_plane.binaries
@@ -79,7 +63,7 @@ def facts(where: paths.Paths, config: configuration.Config) -> component.Run:
         paths=where,
         config=config,
         runtime="" if binaries else procs.container_runtime(),
-        image="" if binaries else find_image(where, config),
+        image="" if binaries else statedir.find_image(where, config),
         python=sys.executable,
         host=node.host_name(),
         host_names=node.names(),
@@ -224,16 +208,23 @@ async def run(args: argparse.Namespace) -> int:
     statedir.prepare(where)
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
     owner = lock.Owner.here(this.host, os.environ.get("SLURM_CLUSTER_NAME", ""), this.job_id, int(restart) if restart.isdigit() else 0)
-    mine = lock.Lock(where.lock, owner, job_alive=functools.partial(jobs.alive, commands.Slurm(config)))
-    await mine.acquire()
+    slurm = commands.Slurm(config)
+    successor = handover.Handover(where, slurm, this.job_id)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, successor.wanted.set)
+    mine = lock.Lock(where.lock, owner, job_alive=functools.partial(jobs.alive, slurm))
+    if predecessor := os.environ.get(handover.PREDECESSOR, ""):
+        await mine.acquire(after=predecessor)
+        this = facts(where, config)  # it may have been on this node: its ports are free now
+    else:
+        await mine.acquire()
     try:
-        await _serve(this, mine)
+        await _serve(this, mine, successor)
     finally:
         mine.release()
     return 0
 
 
-async def _serve(this: component.Run, mine: lock.Lock) -> None:
+async def _serve(this: component.Run, mine: lock.Lock, successor: handover.Handover) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -267,10 +258,13 @@ async def _serve(this: component.Run, mine: lock.Lock) -> None:
             report.phase("ready")
             print(f"export KUBECONFIG={shlex.quote(this.paths.kubeconfig)}", flush=True)
             renew = tasks.guarded(plane.renew_certificates(), "renew certificates")
-            watchers.append(renew)
-            await asyncio.wait({keep, stop, renew}, return_when=asyncio.FIRST_COMPLETED)
+            follow = asyncio.create_task(successor.run(), name="hand over")
+            watchers += [renew, follow]
+            await asyncio.wait({keep, stop, renew, follow}, return_when=asyncio.FIRST_COMPLETED)
             if renew.done():
                 renew.result()
+            if follow.done():
+                log.info("%s", follow.result())
         if keep.done():
             raise errors.StateError(f"stopping: {keep.result()}")
     except errors.HPKError as exc:

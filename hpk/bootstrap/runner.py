@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 #: Restart delays double from the first to the last, in seconds; after STEADY_SECONDS of good work they start anew.
 FIRST_BACKOFF = 0.5
 LAST_BACKOFF = 30.0
-STEADY_SECONDS = 60.0
+STEADY_SECONDS = 10.0
 #: A component that ends this often before it was ever ready will not get better by itself.
 START_ATTEMPTS = 3
 #: Pace of the readiness requests, in seconds.

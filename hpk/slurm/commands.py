@@ -19,9 +19,22 @@ from hpk import errors, procs
 from hpk.slurm import states
 
 RECORD, FIELD = "\x1e", "\x1f"
-_SQUEUE = RECORD + FIELD.join(["%i", "%T", "%r", "%N", "%B", "%V", "%S", "%e", "%j", "%Z", "%k"])
+#: The last separator shows that the record was not cut: half a comment would be another Pod's.
+_SQUEUE = RECORD + FIELD.join(["%i", "%T", "%r", "%N", "%B", "%V", "%S", "%e", "%j", "%Z", "%k", ""])
 _SACCT = ["JobIDRaw", "State", "NodeList", "Submit", "Start", "End", "JobName", "WorkDir", "Comment"]
 _SINFO = RECORD + FIELD.join(["%N", "%T", "%c", "%m", "%G"])
+
+#: What a job asked for, whether by its script, sbatch's arguments or the site's defaults: sbatch's flag and squeue's format for it.
+_REQUEST = {
+    "--job-name": "%j",
+    "--partition": "%P",
+    "--account": "%a",
+    "--qos": "%q",
+    "--time": "%l",
+    "--mem": "%m",
+    "--constraint": "%f",
+    "--reservation": "%v",
+}
 
 _UID = re.compile(r"hpk uid=(\S+)")
 _PRIVATE = ("SLURM", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "SRUN_", "SALLOC_")
@@ -150,6 +163,10 @@ class Slurm:
         out = await self._ask(["squeue", "--me", "--states=all", "--noheader", f"--format={_SQUEUE}"])
         return {job.job_id: job for job in _parse_squeue(out)}
 
+    async def request(self, job_id: str) -> list[str]:
+        """sbatch's flags that ask for what this job was given: for another one like it. Raises SlurmUnknown."""
+        return parse_request(await self._ask(["squeue", "--noheader", f"--jobs={job_id}", f"--format={FIELD.join(_REQUEST.values())}"]))
+
     async def find(self, uid: str) -> Job | None:
         """The job of the Pod with this UID, one that has not ended before one that has. None: the controller surely has none."""
         return choose(job for job in (await self.jobs()).values() if job.pod_uid == uid)
@@ -233,6 +250,15 @@ def choose(jobs: Iterable[Job]) -> Job | None:
     return min(jobs, key=rank, default=None)
 
 
+def parse_request(text: str) -> list[str]:
+    """Read squeue's line of Slurm.request(). Raises SlurmUnknown for another one."""
+    values = text.rstrip("\n").split(FIELD)
+    if len(values) != len(_REQUEST):
+        raise errors.SlurmUnknown(f"squeue: unreadable answer {text.strip()[:200]!r}")
+    nothing = ("", "(null)", "N/A", "NOT_SET", "0")
+    return [f"{flag}={value}" for flag, value in zip(_REQUEST, values, strict=True) if value not in nothing]
+
+
 def parse_gres(text: str) -> dict[str, int]:
     """Read sinfo's ``gpu:a100:2(S:0-1),shard:8`` as {"gpu": 2, "gpu:a100": 2, "shard": 8}."""
     counts: dict[str, int] = {}
@@ -284,7 +310,7 @@ def _records(text: str, count: int) -> Iterable[list[str]]:
 def _parse_squeue(text: str) -> Iterable[Job]:
     if text.strip() and RECORD not in text:
         raise errors.SlurmUnknown(f"squeue: unreadable answer {text.strip()[:200]!r}")
-    for job_id, word, reason, nodes, host, submitted, start, end, name, work_dir, comment in _records(text, 11):
+    for job_id, word, reason, nodes, host, submitted, start, end, name, work_dir, comment, _ in _records(text, 12):
         yield Job(
             job_id,
             states.parse(word),

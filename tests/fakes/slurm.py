@@ -46,6 +46,6 @@ class FakeSlurm:
 
 def squeue(*jobs: dict[str, Any]) -> str:
     """squeue's output for these jobs."""
-    names = ("id", "state", "reason", "nodes", "host", "submitted", "start", "end", "name", "dir", "comment")
+    names = ("id", "state", "reason", "nodes", "host", "submitted", "start", "end", "name", "dir", "comment", "end of record")
     default = {"state": "RUNNING", "reason": "None", "nodes": "c1", "host": "c1", "submitted": "100", "start": "N/A", "end": "N/A"}
     return "".join(commands.RECORD + commands.FIELD.join(str({**default, **job}.get(name, "")) for name in names) + "\n" for job in jobs)

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Stands before Slurm's command of the same name on the kubelet's PATH. A file $HPK_FAULT_DIR/<name> holds the fault that is wanted;
+# Stands before Slurm's command of this name on the kubelet's PATH, in DIR/bin. DIR/faults/<name> holds the fault that is wanted;
 # for sbatch the call that takes the file away has it, for the others it is there as long as the file.
-name=${0##*/} real=/usr/bin/${0##*/}
-order=$HPK_FAULT_DIR/$name
+name=${0##*/} real=/usr/bin/${0##*/} dir=${0%/bin/*}/faults  # sbatch gets no variable of ours
+order=$dir/$name
 [ -e "$order" ] || exec "$real" "$@"
 if [ "$name" = sbatch ]; then
     [ "$1" = --parsable ] && mv "$order" "$order.$$" 2>/dev/null || exec "$real" "$@"
     order=$order.$$
 fi
 read -r fault <"$order" || exec "$real" "$@"
-echo "$name $fault" >>"$HPK_FAULT_DIR/log"
+echo "$name $fault" >>"$dir/log"
 lost() { echo "$name: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1; }
 case $fault in
 lost-reply) "$real" "$@" >/dev/null; lost ;;                                # the job is there, the answer is not

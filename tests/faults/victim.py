@@ -25,7 +25,6 @@ class Victim(Cluster):
         super().__init__(bed, user)
         self.state = f"{self.home}/{NAME}"
         self._outside = f"{bed.layout.home}/{user}/{NAME}"  # the same, as the machine sees it
-        self._loop = ""
         self.client = self.api()
 
     def api(self, patience: float = 90.0) -> api.API:
@@ -40,6 +39,7 @@ class Victim(Cluster):
 
     def start(self, *flags: str, timeout: float = 120) -> float:
         """A new cluster in a new state directory. Returns the seconds from sbatch to Ready."""
+        self._unmount()  # of a run that was cut short
         self.run("rm", "-rf", self.state)
         for folder in ("", "/pods", "/runs", "/faults", "/bin"):
             self.run("mkdir", "-m", "700", f"{self.state}{folder}")
@@ -50,8 +50,9 @@ class Victim(Cluster):
             self.run("chmod", "755", f"{self.state}/bin/{name}")
         begin = time.monotonic()
         script = f"""
-export HPK_FAULT_DIR={self.state}/faults HPK_FAULT_FILE={self.state}/faults/point
-PATH={self.state}/bin:$PATH exec /usr/bin/sbatch --parsable --job-name=hpk-faults "$@" {self.home}/hpk/slurm/hpk.sbatch
+export HPK_FAULT_FILE={self.state}/faults/point
+PATH={self.state}/bin:$PATH
+exec /usr/bin/sbatch --parsable --job-name=hpk-faults --comment="hpk control-plane {self.state}" "$@" {self.home}/hpk/slurm/hpk.sbatch
 """
         self.job = self.run("sh", "-c", script, "sh", *flags).stdout.strip().partition(";")[0]
         self.wait(lambda: self.report().get("ready"), timeout)
@@ -63,21 +64,26 @@ PATH={self.state}/bin:$PATH exec /usr/bin/sbatch --parsable --job-name=hpk-fault
         commands.run(["truncate", "-s", f"{DISK_MIB}M", image])
         entry = pwd.getpwnam(self.user)
         commands.run(["mkfs.ext4", "-q", "-m", "0", "-E", f"root_owner={entry.pw_uid}:{entry.pw_gid}", image])
-        self._loop = commands.run(["losetup", "--find", "--show", image]).stdout.strip()
+        device = commands.run(["losetup", "--find", "--show", image]).stdout.strip()
         for host in self.bed.hosts:
-            self.bed.root("mount", self._loop, f"{self.state}/pods", host=host)
+            self.bed.root("mount", device, f"{self.state}/pods", host=host)
         self.bed.root("rmdir", f"{self.state}/pods/lost+found")
         self.bed.root("chmod", "700", f"{self.state}/pods")
+
+    def _unmount(self) -> None:
+        for host in self.bed.hosts:
+            self.bed.root("umount", "-l", f"{self.state}/pods", host=host, check=False)
+        image = self.outside("pods.img")
+        if os.path.exists(image):
+            for line in commands.run(["losetup", "--associated", image]).stdout.splitlines():
+                commands.run(["losetup", "--detach", line.partition(":")[0]], check=False)
 
     def stop(self) -> None:
         jobs = [job["id"] for job in self.queue()]
         if jobs:
             self.run("scancel", *jobs, check=False)
         wait_for(lambda: not self.queue(), 90, self.explain)
-        for host in self.bed.hosts:
-            self.bed.root("umount", "-l", f"{self.state}/pods", host=host, check=False)
-        if self._loop:
-            commands.run(["losetup", "-d", self._loop], check=False)
+        self._unmount()
 
     def explain(self) -> str:
         script = f"squeue -a; kubectl get pods 2>&1; cd {self.state} && tail -n 30 logs/kubelet.log ../slurm-{self.job}.out; cat faults/log"

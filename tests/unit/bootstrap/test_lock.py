@@ -234,3 +234,19 @@ async def test_a_fresh_lock_moved_away_by_mistake_is_given_back(tmp_path: pathli
     with pytest.raises(errors.StateError, match="job 18"):
         await slow.acquire()
     assert quick.mine()
+
+
+async def test_a_predecessor_is_waited_for(tmp_path: pathlib.Path) -> None:
+    first = make(tmp_path, elsewhere())
+    await first.acquire()
+    successor = asyncio.create_task(make(tmp_path, owner("18"), alive=True).acquire(after="17"))
+    await asyncio.sleep(0.3)
+    assert not successor.done()
+    first.release()
+    await asyncio.wait_for(successor, 5)
+
+
+async def test_somebody_else_than_the_predecessor_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+    await make(tmp_path, elsewhere("17")).acquire()
+    with pytest.raises(errors.StateError, match="job 17"):
+        await make(tmp_path, owner("18"), alive=True).acquire(after="16")

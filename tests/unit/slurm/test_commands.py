@@ -88,6 +88,7 @@ async def test_jobs(fake: FakeSlurm) -> None:
         {"rc": 1, "stderr": "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"},
         {"stdout": "Segmentation fault\n"},
         {"stdout": f"{commands.RECORD}3{commands.FIELD}RUN"},
+        {"stdout": squeue({"id": 3, "comment": f"hpk uid={UID}"})[:-12]},  # cut in the last word
     ],
 )
 async def test_squeue_without_an_answer_is_unknown(fake: FakeSlurm, answer: dict) -> None:
@@ -161,3 +162,11 @@ async def test_capacity_counts_each_node_once_and_no_dead_ones(fake: FakeSlurm) 
 )
 def test_gres(text: str, counts: dict[str, int]) -> None:
     assert commands.parse_gres(text) == counts
+
+
+async def test_request_of_a_job(fake: FakeSlurm) -> None:
+    line = commands.FIELD.join(["hpk", "long", "(null)", "normal", "1-00:00:00", "2G", "(null)", "(null)"]) + "\n"
+    fake.answers({"command": "squeue", "stdout": line})
+    assert await fake.slurm.request("7") == ["--job-name=hpk", "--partition=long", "--qos=normal", "--time=1-00:00:00", "--mem=2G"]
+    with pytest.raises(errors.SlurmUnknown):
+        commands.parse_request("what?\n")
