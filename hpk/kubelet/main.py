@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import ssl
+import sys
 import time
 import urllib.parse
 
@@ -118,6 +119,8 @@ async def run(args: argparse.Namespace) -> int:
     files.private_dir(where.pods)
     files.private_dir(where.run)
     tls = _tls(where)
+    if sys.version_info < (3, 12):  # there it is the default; else a thread is started for every process
+        asyncio.get_event_loop_policy().set_child_watcher(asyncio.PidfdChildWatcher())
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

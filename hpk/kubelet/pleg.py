@@ -25,6 +25,7 @@ QUIET_FACTOR = 5.0
 #: squeue may take at most this part of the controller's and our time, but one slow answer does not make us blind.
 LOAD = 0.1
 MAX_LOAD_PAUSE = 15.0
+MAX_FAST_PAUSE = 2.0
 MAX_BACKOFF = 30.0
 #: Looks, over at least so many seconds, that must miss a job before it counts as gone. Accounting may know it before.
 GONE_LOOKS = 3
@@ -101,12 +102,12 @@ class Pleg:
     def _interval(self, now: float) -> float:
         if self._failures:
             return min(self._pace * 2.0**self._failures, MAX_BACKOFF)
-        pace = self._pace
+        pace, longest = self._pace, MAX_LOAD_PAUSE
         if now < self._fast_until:
-            pace = min(FAST_SECONDS, pace)
+            pace, longest = min(FAST_SECONDS, pace), MAX_FAST_PAUSE
         elif not any(item.job is None or item.job.state is not states.JobState.RUNNING for item in self._tracked.values()):
             pace *= QUIET_FACTOR
-        return max(pace, min(self._took / LOAD, MAX_LOAD_PAUSE))
+        return max(pace, min(self._took / LOAD, longest))
 
     async def _wait(self) -> None:
         """Until the next squeue is due: somebody asks, or there is something to follow and its time has come."""

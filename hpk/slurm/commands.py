@@ -50,6 +50,9 @@ _JOB_VARIABLES = frozenset(
 
 #: sbatch at the same time. More do not get jobs in faster: the controller takes one after the other.
 PARALLEL_SUBMITS = 4
+#: Jobs in one scancel, and how long the first one waits for others, in seconds.
+CANCEL_BATCH = 200
+CANCEL_DELAY = 0.02
 
 
 class Refused(errors.SlurmError):
@@ -122,6 +125,8 @@ class Slurm:
         self._env = environment(os.environ if environ is None else environ)
         self._job_env = job_environment(os.environ if environ is None else environ, config.slurm.environment)
         self._submits = asyncio.Semaphore(PARALLEL_SUBMITS)
+        self._cancels: list[tuple[str, asyncio.Future[None]]] = []
+        self._canceller: asyncio.Task[None] | None = None
 
     async def _run(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> procs.Completed:
         try:
@@ -209,12 +214,38 @@ class Slurm:
 
     async def cancel(self, job_id: str, *, signal: str | None = None, batch: bool = False) -> None:
         """scancel; with ``signal`` only that signal is sent, with ``batch`` only to the batch script. An ended job is no error."""
-        argv = ["scancel", "--quiet"]
-        if signal:
-            argv.append(f"--signal={signal}")
-        if batch:
-            argv.append("--batch")
-        done = await self._run([*argv, job_id])
+        if signal or batch:
+            flags = ([f"--signal={signal}"] if signal else []) + (["--batch"] if batch else [])
+            await self._scancel([*flags, job_id])
+            return
+        # jobs that are cancelled in the same moment share a command: a namespace with a thousand Pods is deleted at once
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._cancels.append((job_id, done))
+        if self._canceller is None or self._canceller.done():
+            self._canceller = asyncio.create_task(self._cancel_all(), name="scancel")
+        await done
+
+    async def _cancel_all(self) -> None:
+        await asyncio.sleep(CANCEL_DELAY)
+        while self._cancels:
+            batch, self._cancels = self._cancels[:CANCEL_BATCH], self._cancels[CANCEL_BATCH:]
+            failure: errors.HPKError | None = errors.SlurmUnknown("scancel was interrupted")
+            try:
+                await self._scancel([job_id for job_id, _ in batch])
+                failure = None
+            except errors.HPKError as exc:
+                failure = exc
+            finally:
+                for _, done in batch:
+                    if done.done():
+                        continue
+                    if failure is None:
+                        done.set_result(None)
+                    else:
+                        done.set_exception(failure)
+
+    async def _scancel(self, argv: Sequence[str]) -> None:
+        done = await self._run(["scancel", "--quiet", *argv])
         words = _words(done)
         if done.returncode != 0 and not re.search(r"Invalid job id|already complet|not running", words, re.IGNORECASE):
             raise errors.SlurmUnknown(f"scancel: {words}")

@@ -187,7 +187,7 @@ async def test_slow_answers_make_the_pace_slower_but_not_blind(slurm: Slurm) -> 
     slurm.listed, slurm.seconds = [job(state=JobState.PENDING)], 1.0
     running.pleg.track(UID, "7")
     await asyncio.sleep(100)
-    assert 8 <= len(slurm.calls) <= 11
+    assert 9 <= len(slurm.calls) <= 12
     slurm.seconds = 9.0
     await asyncio.sleep(30)
     slurm.listed, slurm.seconds = [job(state=JobState.FAILED)], 0.1

@@ -1,3 +1,4 @@
+import asyncio
 import pathlib
 
 import pytest
@@ -138,6 +139,14 @@ async def test_cancel(fake: FakeSlurm) -> None:
     await fake.slurm.cancel("13")
     with pytest.raises(errors.SlurmUnknown):
         await fake.slurm.cancel("14")
+
+
+async def test_jobs_cancelled_in_the_same_moment_share_a_command(fake: FakeSlurm) -> None:
+    fake.answers({"command": "scancel", "times": 1}, {"command": "scancel", "rc": 1, "stderr": "scancel: error: Unable to contact\n"})
+    await asyncio.gather(*(fake.slurm.cancel(str(number)) for number in range(3)))
+    assert fake.argvs("scancel") == [["scancel", "--quiet", "0", "1", "2"]]
+    answers = await asyncio.gather(fake.slurm.cancel("4"), fake.slurm.cancel("5"), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [errors.SlurmUnknown, errors.SlurmUnknown]
 
 
 async def test_capacity_counts_each_node_once_and_no_dead_ones(fake: FakeSlurm) -> None:
