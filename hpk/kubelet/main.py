@@ -120,7 +120,9 @@ async def run(args: argparse.Namespace) -> int:
     files.private_dir(where.run)
     tls = _tls(where)
     if sys.version_info < (3, 12):  # there it is the default; else a thread is started for every process
-        asyncio.get_event_loop_policy().set_child_watcher(asyncio.PidfdChildWatcher())
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.get_event_loop_policy().set_child_watcher(watcher)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
