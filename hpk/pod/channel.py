@@ -11,7 +11,7 @@ import os
 import time
 
 from hpk import files, records
-from hpk.pod import loop
+from hpk.pod import loop, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class Channel:
         self._input = self._output = b""
         now = time.monotonic()
         if problem and (problem != self._problem or now - self._problem_at > 600):
-            print(f"channel: {problem}", flush=True)
+            words.say(f"channel: {problem}")
             self._problem, self._problem_at = problem, now
         if not self._refused:
             # spread over half the pause, so that a thousand jobs do not come back in the same instant

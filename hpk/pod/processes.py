@@ -95,8 +95,11 @@ def fork_exec(
     prepare: Callable[[dict[str, str]], None],
     tty: bool = False,
     inner_pids: bool = False,
+    guarded: bool = False,
 ) -> tuple[int, str]:
     """Start ``argv`` in a session of its own that dies with this process. Returns (pid, problem).
+
+    ``guarded``: the caller has a Guard see to that, so that the process can first be stopped and its children be found.
 
     ``prepare(env)`` runs in the child, may change its environment, and enters namespaces; ``inner_pids``: one of them is a PID
     namespace, whose members are children only, so the child forks once more and passes the exit status on. What prepare()
@@ -122,7 +125,7 @@ def fork_exec(
             prepare(env)
             if inner_pids:
                 _fork_again(problem_write)
-            else:
+            elif not guarded:
                 sandbox.die_with_parent(signal.SIGKILL, parent)
             path = _find(argv[0], env.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
             os.execve(path, argv, env)  # noqa: S606 - argv lists only
@@ -183,6 +186,7 @@ while read -r what pid; do
         alive=$left
     fi
 done
+[ -z "$alive" ] || kill -STOP $alive 2>/dev/null
 victims=$(for one in $alive; do tree "$one"; done)
 [ -z "$victims" ] || kill -9 $victims 2>/dev/null
 for folder; do

@@ -12,7 +12,7 @@ import stat
 import time
 
 from hpk import sandbox
-from hpk.pod import devices, images, logs, loop, processes
+from hpk.pod import devices, images, logs, loop, processes, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Runtime:
         ours, theirs = self._pipes(tty, bool(spec.get("stdin")))
         try:
             argv = ["/bin/bash", self._plan["script"], "container", name]
-            pid, problem = processes.fork_exec(argv, env, theirs, prepare, tty=tty)
+            pid, problem = processes.fork_exec(argv, env, theirs, prepare, tty=tty, guarded=True)
         finally:
             for fd in set(theirs):
                 os.close(fd)
@@ -160,7 +160,7 @@ class Runtime:
         pid, problem = processes.fork_exec(argv, dict(self._env), (null, null, 2), lambda _: sandbox.enter(self._box))
         os.close(null)
         if problem:
-            print(f"{program}: {problem}", flush=True)
+            words.say(f"{program}: {problem}")
             return None
         self._mounts[path] = (target, pid)
         return self._mounts[path]

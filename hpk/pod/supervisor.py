@@ -6,13 +6,14 @@ decided there. Standard library only, one thread, one poll(2).
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
 
 from hpk import files, records, sandbox
-from hpk.pod import channel, execs, hooks, loop, machine, node, oom, probes, processes, report, runtime, volumes
+from hpk.pod import channel, execs, hooks, loop, machine, node, oom, probes, processes, report, runtime, volumes, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Supervisor:
         self.retried: set[str] = set()  # containers whose working directory we made
         self.volume_attempts = 0
         self.saving_failed = ""
+        self.last_words = False
 
     # -- life -------------------------------------------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Supervisor:
             self.box.fds = sandbox.create(self.plan["namespaces"], self.plan.get("hostname", "")).fds
             node.name_users(self.box, self.plan, self.scratch.disk)
         except (sandbox.SandboxError, OSError) as error:
-            print(f"sandbox: {error}", flush=True)
+            words.say(f"sandbox: {error}")
             self._event("Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: {error}")
             self.machine.at(time.monotonic(), time.time()).stop(0, "FailedCreatePodSandBox", str(error), failed=True)
             self._after_event()
@@ -264,7 +266,7 @@ class Supervisor:
             return
         self.guard.add(self.runtime.instances[name].pid)
         if problem:
-            print(f"container {name}: {problem}", flush=True)  # its end, with this reason, is seen as that of any other
+            words.say(f"container {name}: {problem}")  # its end, with this reason, is seen as that of any other
 
     def _run_hook(self, what: str, name: str, seconds: float | None) -> None:
         spec = self.machine.containers[name].spec
@@ -273,7 +275,7 @@ class Supervisor:
 
         def done(problem: str) -> None:
             if problem:
-                print(f"container {name}: {key}: {problem}", flush=True)
+                words.say(f"container {name}: {key}: {problem}")
             getattr(self._machine(), answer)(name, not problem)
             self._after_event()
 
@@ -291,8 +293,11 @@ class Supervisor:
         except OSError as error:
             # the channel still carries it; said once, not at every change
             if not self.saving_failed:
-                print(f"{self.status_path}: {error}", flush=True)
+                words.say(f"{self.status_path}: {error}")
             self.saving_failed = str(error)
+        if value["phase"] != "Running" and not self.last_words:
+            self.last_words = True
+            words.say(records.LAST_WORDS + json.dumps(value, separators=(",", ":")))
         if self.channel is not None:
             self.channel.send_report(value)
 

@@ -137,6 +137,7 @@ class Job:
         self.pod_dir = pod_dir
         self.process: subprocess.Popen[bytes] | None = None
         self.before = {int(pid) for pid in os.listdir("/proc") if pid.isdigit()}
+        self.folders_before = self._folders()
 
     def __enter__(self) -> Job:
         return self.start()
@@ -229,8 +230,7 @@ class Job:
 
     def leftovers(self) -> list[str]:
         """Processes that began with this job or after it and are not the tests', and folders of this Pod, that still exist."""
-        mark = f"hpk-uid-{self.pod_dir.name}-"
-        found = [entry for folder in (str(self.space.root / "tmp"), "/dev/shm") for entry in os.listdir(folder) if entry.startswith(mark)]
+        found = sorted(self._folders() - self.folders_before)
         listed = subprocess.run(
             ["ps", "-u", str(NOBODY if os.getuid() == 0 else os.getuid()), "-o", "pid=,args="], capture_output=True, text=True
         )
@@ -243,3 +243,9 @@ class Job:
             ):
                 found.append(line)
         return found
+
+    def _folders(self) -> set[str]:
+        folders = (str(self.space.root / "tmp"), "/dev/shm")
+        return {
+            f"{folder}/{entry}" for folder in folders for entry in os.listdir(folder) if entry.startswith(f"hpk-uid-{self.pod_dir.name}-")
+        }
