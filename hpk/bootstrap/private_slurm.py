@@ -227,8 +227,11 @@ def _up(where: paths.Paths, private: paths.SlurmDir, *, cpus: int | None, force:
         )
         changed = _write(private, machine, hosts_file=hosts_file)
         files.write_json(private.settings, settings)
+        was_off = not finder.daemon_pid(private, "slurmd") and not daemons.has_running_steps()
         started = _start(private, daemons.commands(private, machine.host, hosts_file=hosts_file), restart=changed)
         _wait_ready(private)
+        if was_off and _jobs(private, "RUNNING"):
+            _fail_node(private, machine.host)
         what = f"started {', '.join(started)} in {time.monotonic() - began:.1f} s" if started else "it runs already"
     print(f"private Slurm on {machine.host}: {machine.cpus} CPUs declared, {machine.memory_mb} MB, partition main; {what}")
     print(_export(private))
@@ -269,6 +272,17 @@ def _wait_ready(private: paths.SlurmDir) -> None:
             return
         time.sleep(0.05)
     raise errors.StateError(f"the private Slurm takes no jobs: {said}", hint=f"logs: {private.logs}")
+
+
+def _fail_node(private: paths.SlurmDir, host: str) -> None:
+    """Tell slurmctld that the jobs which it remembers as running are gone, as after a power failure.
+
+    By itself it notices only that the kernel was booted anew, which it was not where a container or a virtual machine's daemons were
+    killed.
+    """
+    for state in ("down", "resume"):
+        _command(private, "scontrol", "update", f"NodeName={host}", f"State={state}", "Reason=started anew").check()
+    _wait_ready(private)
 
 
 def _jobs(private: paths.SlurmDir, *states: str) -> list[str]:

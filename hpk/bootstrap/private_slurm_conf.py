@@ -70,7 +70,8 @@ SlurmUser={machine.user}
 SlurmdUser={machine.user}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={private.munge_socket}
+# A job that is queued again starts after this time (default: 120 s).
+AuthInfo=socket={private.munge_socket},cred_expire=10
 SlurmctldPort={machine.slurmctld_port}
 SlurmdPort={machine.slurmd_port}
 # Bind to the address of the host name, which is a loopback address for these daemons; the default is all addresses.
@@ -99,7 +100,7 @@ JobCompLoc={private.finished_jobs}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 # Batch jobs start at once (default: up to 3 s later), and a long queue is looked at as a whole.
-SchedulerParameters=batch_sched_delay=0,default_queue_depth=1000
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,default_queue_depth=1000
 # Declared CPUs count, real ones or not.
 SlurmdParameters=config_overrides
 # The machine may have been switched off: its return is no accident.

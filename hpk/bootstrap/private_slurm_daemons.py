@@ -112,6 +112,19 @@ def _alive(pid: int, daemon: str) -> bool:
         return False
 
 
+def has_running_steps() -> bool:
+    """Tell whether a job of the user still has its slurmstepd on this machine: it outlives slurmd."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.stat(f"/proc/{name}").st_uid == os.getuid():
+                with open(f"/proc/{name}/cmdline", "rb") as file:  # empty for a zombie
+                    if file.read().startswith(b"slurmstepd:"):
+                        return True
+        except OSError:
+            continue  # it ended just now
+    return False
+
+
 def listening(pid: int) -> list[tuple[str, int]]:
     """Addresses and ports at which process ``pid`` listens for TCP (/proc/net/tcp, proc(5))."""
     inodes = set()
