@@ -27,7 +27,8 @@ plan (``plan.json``, written by the kubelet before the job is submitted, never c
         ports               as in the Pod
         mpi                 true when the function starts ranks with srun or mpirun: then no namespaces are entered
 
-report (``status.json``, and the ``status`` frame; written by the supervisor at every change)
+report (``status.json``, and the ``status`` frame; written by the supervisor at every change; the final one also as a line of the
+        job's output, after LAST_WORDS, for the case that the file is lost)
     uid, seq            seq grows by one with each report of this job
     jobID               SLURM_JOB_ID as a string, "" when run by hand
     host, hostIP        the node's name and address
@@ -67,6 +68,9 @@ import time
 
 PLAN_VERSION = 1
 CHANNEL_VERSION = 1
+
+#: Begin of the line of the job's output with the final report.
+LAST_WORDS = "final report: "
 
 #: Largest payload of a frame, in bytes; a longer one is a broken or hostile peer.
 MAX_FRAME = 4 * 1024 * 1024

@@ -76,6 +76,9 @@ def ended(job: commands.Job | None, report: Object | None, stop: Stop | None, ou
     if slurm is not None:
         return slurm
     assert job is not None
+    if job.state is states.JobState.COMPLETED:  # the supervisor says so by its exit code, for a Pod that succeeded only
+        text = f"Slurm job {job.job_id} ended as COMPLETED; what else is known of its containers is lost"
+        return status.Ended("Succeeded", container_reason="Completed", container_message=text, exit_code=0)
     words = f": {output[-MAX_OUTPUT:].strip()}" if output.strip() else ""
     how = f"Slurm job {job.job_id} ended as {job.word.split(' ')[0]} without a report of its containers{words}"
     return status.Ended("Failed", "SlurmJobFailed", how, container_message=how)

@@ -175,7 +175,7 @@ class PodWorker:
     async def _life(self) -> None:
         await self._adopt()
         if self.state is not WorkerState.TERMINATED:
-            if not self._has_job():
+            if self.ended is None and not self._has_job():
                 await self._begin()
             if self.ended is None:
                 await self._follow()
@@ -192,6 +192,8 @@ class PodWorker:
         report = self._kit.provider.report(self.dir)
         if report is not None:
             self.on_report(report)
+        elif seen := status.reported(self.pod):
+            await self._adopt_running(seen)
         if self.submission.in_doubt:
             self._show(status.Waiting())
             await self._settle_doubt()
@@ -204,6 +206,15 @@ class PodWorker:
             if self._has_job() and not outcome.final(self.report):
                 await self._quiet_end()
             self.state = WorkerState.TERMINATED
+
+    async def _adopt_running(self, seen: Object) -> None:
+        """The API shows a Pod that runs, of which no report is left: it is not to look like a new one, and never to be submitted again."""
+        log.warning("the Pod runs, but its status file is lost")
+        self.report = seen
+        if not self._has_job():
+            await self._settle_doubt()
+        if not self._has_job():
+            self.ended = outcome.ended(pleg.gone("of this Pod"), None, None)
 
     async def _settle_doubt(self) -> None:
         job_id = await self._kit.provider.locate(self.uid, self.dir)

@@ -8,6 +8,7 @@ request that a stopped controller has received may still become a job. That a jo
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from typing import Any
@@ -25,6 +26,8 @@ Object = dict[str, Any]
 SETTLE_SECONDS = 5.0
 #: Longest pause between two questions to a Slurm that does not answer.
 MAX_PAUSE = 30.0
+#: So much of the end of the job's output is looked through for the final report, in bytes; a report has 12 KiB of messages at most.
+MAX_LAST_WORDS = 256 * 1024
 
 
 class Submission:
@@ -70,22 +73,22 @@ class SlurmProvider:
             return Submission({"state": "submitting"})
 
     def report(self, pod_dir: paths.PodDir) -> Object | None:
-        """The supervisor's last report on disk, None when there is none yet or it cannot be read."""
+        """The supervisor's last report on disk, None when there is none yet or it cannot be read.
+
+        A status file that is missing, damaged or older than the end is made up for by the last words in the job's output.
+        """
         try:
             report = files.read_json(pod_dir.status)
         except (ValueError, OSError) as exc:
             log.warning("%s: %s", pod_dir.status, exc)
-            return None
-        return report if isinstance(report, dict) else None
+            report = None
+        if isinstance(report, dict) and outcome.final(report):
+            return report
+        return _last_words(pod_dir.output) or (report if isinstance(report, dict) else None)
 
     def output(self, pod_dir: paths.PodDir) -> str:
         """Last words of the batch script."""
-        try:
-            with open(pod_dir.output, "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - outcome.MAX_OUTPUT))
-                return file.read().decode(errors="replace")
-        except OSError:
-            return ""
+        return _tail(pod_dir.output, outcome.MAX_OUTPUT)
 
     def write(self, pod_dir: paths.PodDir, plan: podplan.PodPlan) -> None:
         """Write script and plan. Raises InvalidInput for what cannot stand in a script, OSError."""
@@ -145,3 +148,25 @@ class SlurmProvider:
             if looks > 1:
                 return ""
             await asyncio.sleep(SETTLE_SECONDS)
+
+
+def _tail(path: str, size: int) -> str:
+    """The last ``size`` bytes of a file, "" when there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _last_words(path: str) -> Object | None:
+    """The final report in the job's output, if the supervisor came to say it."""
+    for line in reversed(_tail(path, MAX_LAST_WORDS).splitlines()):
+        if line.startswith(records.LAST_WORDS):
+            try:
+                report = json.loads(line.removeprefix(records.LAST_WORDS))
+            except ValueError:
+                return None  # cut by a full disk
+            return report if isinstance(report, dict) else None
+    return None

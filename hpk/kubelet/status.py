@@ -286,6 +286,26 @@ def _condition(kind: str, value: Object, before: Object | None, now: str, genera
     return condition
 
 
+def reported(pod: Object) -> Object | None:
+    """Return what the API shows of a Pod that runs, in the form of a report of its supervisor; None for a Pod that does not run yet."""
+    shown = pod.get("status") or {}
+    statuses = [*(shown.get("containerStatuses") or []), *(shown.get("initContainerStatuses") or [])]
+    if shown.get("phase") in TERMINAL or not any(item.get("containerID") for item in statuses):
+        return None
+    known = {kind: value["status"] == "True" for kind, value in conditions(shown).items()}
+    return {
+        "uid": pod["metadata"]["uid"],
+        "seq": 0,
+        "phase": "Running",
+        "sandboxReady": known.get("PodReadyToStartContainers", False),
+        "initialized": known.get("Initialized", False),
+        "hostIP": shown.get("hostIP") or "",
+        "podIP": shown.get("podIP") or "",
+        "containerStatuses": shown.get("containerStatuses") or [],
+        "initContainerStatuses": shown.get("initContainerStatuses") or [],
+    }
+
+
 def conditions(pod_status: Object) -> dict[str, Object]:
     return {item["type"]: item for item in pod_status.get("conditions") or []}
 

@@ -587,3 +587,73 @@ async def test_ended_pod_is_not_started_again(world: World) -> None:
     assert world.did == []
     await world.delete_pod()
     assert world.did == ["status sent", "delete", "forget"]
+
+
+RUNNING_IN_API = {
+    "phase": "Running",
+    "hostIP": "10.0.0.1",
+    "conditions": [{"type": kind, "status": "True"} for kind in ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady")],
+    "containerStatuses": [
+        {
+            "name": "main",
+            "containerID": f"hpk://{UID}/main/2",
+            "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+            "ready": True,
+            "started": True,
+            "restartCount": 2,
+        }
+    ],
+}
+
+
+@clock.virtual
+async def test_a_running_pod_whose_status_file_is_lost_goes_on_to_be_shown_as_running(world: World) -> None:
+    world.pod["status"] = RUNNING_IN_API
+    files.write_json(world.dir.submission, {"uid": UID, "state": "submitted", "jobID": "7", "attempt": 1})
+    await world.start()
+    await world.tell(job(JobState.RUNNING))
+    assert world.phases == ["Running"]
+    assert world.status["containerStatuses"][0]["restartCount"] == 2
+    assert world.status["containerStatuses"][0]["ready"]
+    assert "sbatch" not in world.did
+    await world.report(report("Failed", ended(7)), seconds=10)
+    assert world.phases == ["Running", "Failed"]
+
+
+@clock.virtual
+async def test_a_running_pod_whose_folder_is_lost_is_found_in_slurm(world: World) -> None:
+    world.pod["status"] = RUNNING_IN_API
+    world.jobs[UID] = job(JobState.RUNNING)
+    await world.start(60)
+    assert world.phases == ["Running"]
+    assert world.submission()["jobID"] == "7"
+    assert "sbatch" not in world.did
+
+
+@clock.virtual
+async def test_a_pod_that_ran_is_not_run_again_although_nothing_is_left_of_it(world: World) -> None:
+    world.pod["status"] = RUNNING_IN_API
+    await world.start(60)
+    assert "sbatch" not in world.did
+    assert world.status["phase"] == "Failed"
+    assert world.status["reason"] == "SlurmJobGone"
+
+
+@clock.virtual
+async def test_the_last_words_in_the_jobs_output_make_up_for_a_lost_status_file(world: World) -> None:
+    await world.start()
+    await world.tell(job(JobState.RUNNING))
+    last = json.dumps(report("Failed", ended(42), seq=9))
+    pathlib.Path(world.dir.output).write_text(f"channel: broken\n{records.LAST_WORDS}{last}\n")
+    await world.tell(job(JobState.FAILED), seconds=20)
+    assert world.status["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 42
+
+
+@clock.virtual
+async def test_a_job_that_completed_without_any_report_succeeded(world: World) -> None:
+    await world.start()
+    await world.report(report())
+    os.unlink(world.dir.status)
+    await world.tell(job(JobState.COMPLETED), seconds=30)
+    assert world.status["phase"] == "Succeeded"
+    assert world.status["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
