@@ -9,6 +9,7 @@ variables which the runtime adds of its own are gone, as the file executes the c
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -44,14 +45,7 @@ def job_script(plan: podplan.PodPlan) -> str:
     """
     pod_dir = paths.PodDir(plan.pod_dir)
     containers = [*plan.init_containers, *plan.containers]
-    environment = jinja2.Environment(  # noqa: S701 - a shell script, everything is quoted by shell_quote()
-        loader=jinja2.PackageLoader("hpk.kubelet"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("pod.sbatch.j2").render(
+    return _template().render(
         sbatch=list(_sbatch_options(plan)),
         pod=_one_line(f"{plan.namespace}/{plan.name}"),
         uid=_one_line(plan.uid),
@@ -66,6 +60,19 @@ def job_script(plan: podplan.PodPlan) -> str:
         supervisor=shlex.quote(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "pod", "__main__.py")),
         plan=shlex.quote(pod_dir.plan),
     )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """The script's template, compiled once: that takes longer than to fill it in."""
+    environment = jinja2.Environment(  # noqa: S701 - a shell script, everything is quoted by shell_quote()
+        loader=jinja2.PackageLoader("hpk.kubelet"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("pod.sbatch.j2")
 
 
 def _one_line(text: str) -> str:
