@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -40,6 +41,21 @@ def rotate_running(path: str) -> None:
         os.truncate(path, 0)
     except OSError:
         pass  # full disk, quota: the component matters more than its log
+
+
+def prune(folder: str, pattern: str, keep: int = 20) -> None:
+    """Remove all but the newest ``keep`` files of ``folder`` that match the glob ``pattern``: outputs of former jobs."""
+    found = glob.glob(os.path.join(glob.escape(folder), pattern))
+    for path in sorted(found, key=_changed, reverse=True)[keep:]:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.path.getmtime(path)
+    except OSError:
+        return 0.0
 
 
 def last_words(path: str, limit: int = 400) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from hpk import config as configuration
 from hpk import errors, files, paths, procs, tasks
-from hpk.bootstrap import component, components, handover, jobs, kubeconfig, lock, node, objects, pki, runner, statedir
+from hpk.bootstrap import component, components, handover, jobs, kubeconfig, lock, logfiles, node, objects, pki, runner, statedir
 from hpk.bootstrap.components import coredns, kube_apiserver
 from hpk.kube import client as kube_client
 from hpk.slurm import commands
@@ -240,6 +240,7 @@ async def _serve(this: component.Run, mine: lock.Lock, successor: handover.Hando
             "dns": {"address": "127.0.0.1", "port": this.ports["dns"], "transport": "tls"},
         },
     )
+    logfiles.prune(this.paths.logs, jobs.OUTPUT.replace("%j", "*"))
     watchers: list[asyncio.Task[object]] = []
     plane: ControlPlane | None = None
     try:

@@ -197,6 +197,15 @@ def test_logs_are_moved_aside_and_bounded(tmp_path: pathlib.Path, monkeypatch: p
     assert (tmp_path / "a.log.1").read_text() == "x" * 20
 
 
+def test_outputs_of_former_jobs_do_not_pile_up(tmp_path: pathlib.Path) -> None:
+    for number in range(6):
+        (tmp_path / f"hpk-{number}.out").touch()
+        os.utime(tmp_path / f"hpk-{number}.out", (number, number))
+    (tmp_path / "etcd.log").touch()
+    logfiles.prune(str(tmp_path), "hpk-*.out", keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["etcd.log", "hpk-4.out", "hpk-5.out"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
