@@ -36,7 +36,8 @@ _REQUEST = {
     "--reservation": "%v",
 }
 
-_UID = re.compile(r"hpk uid=(\S+)")
+#: How the comment of a Pod's job begins; the UID follows.
+UID_COMMENT = "hpk uid="
 _PRIVATE = ("SLURM", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "SRUN_", "SALLOC_")
 _KEPT = frozenset({"SLURM_CONF"})
 
@@ -87,9 +88,8 @@ class Job:
     @property
     def pod_uid(self) -> str:
         """UID of the Pod whose job this is, from the comment or, where a site drops comments, the work directory; else empty."""
-        found = _UID.match(self.comment)
-        if found:
-            return found.group(1)
+        if self.comment.startswith(UID_COMMENT):
+            return self.comment[len(UID_COMMENT) :].split(" ", 1)[0]
         tail = os.path.basename(self.work_dir).rpartition("_")[2]
         return tail if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", tail) else ""
 
