@@ -1,4 +1,4 @@
-"""Requests to a container's ports, for probes and hooks: tcpSocket and httpGet. Non-blocking, on the supervisor's loop.
+"""Requests to a container's ports, for probes and hooks: tcpSocket, httpGet and grpc. Non-blocking, on the supervisor's loop.
 
 ``done(ok, text)`` is called exactly once. The texts are those that users know from the kubelet (pkg/probe).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 
-from hpk.pod import loop
+from hpk.pod import grpc, loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ USER_AGENT = "kube-probe/1.36"
 def tcp(looper: loop.Loop, action: dict[str, Any], pod_ip: str, timeout: float, done: Callable[[bool, str], None]) -> None:
     """Whether the port of a tcpSocket action accepts a connection."""
     host, port = action.get("host") or pod_ip, int(action["port"])
-    _Request(looper, host, port, None, False, timeout, lambda problem, _: done(not problem, problem))
+    _Request(looper, host, port, b"", False, timeout, _no_answer, lambda problem: done(not problem, problem))
 
 
 def http(looper: loop.Loop, action: dict[str, Any], pod_ip: str, timeout: float, done: Callable[[bool, str], None]) -> None:
@@ -40,8 +40,15 @@ def http(looper: loop.Loop, action: dict[str, Any], pod_ip: str, timeout: float,
         headers[name] = header.get("value", "")
     lines = [f"GET {_escape(path)} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
 
-    def ended(problem: str, answer: bytes) -> None:
-        if problem:
+    answer = b""
+
+    def feed(data: bytes) -> bytes | None:
+        nonlocal answer
+        answer += data
+        return None if b"\r\n" in answer or len(answer) > MAX_RESPONSE else b""
+
+    def ended(problem: str) -> None:
+        if problem and not answer:
             done(False, f'Get "{url}": {problem}')
             return
         words = answer.split(b"\r\n", 1)[0].split(None, 2)
@@ -51,7 +58,31 @@ def http(looper: loop.Loop, action: dict[str, Any], pod_ip: str, timeout: float,
         status = int(words[1])
         done(200 <= status < 400, "" if 200 <= status < 400 else f"HTTP probe failed with statuscode: {status}")
 
-    _Request(looper, host, port, "\r\n".join(lines).encode("latin-1", "replace"), secure, timeout, ended)
+    _Request(looper, host, port, "\r\n".join(lines).encode("latin-1", "replace"), secure, timeout, feed, ended)
+
+
+def grpc_health(looper: loop.Loop, action: dict[str, Any], pod_ip: str, timeout: float, done: Callable[[bool, str], None]) -> None:
+    """Whether the server of a grpc action says that its service is SERVING."""
+    port = int(action["port"])
+    name = f"{pod_ip}:{port}"
+    health = grpc.Health(name, action.get("service") or "")
+
+    def ended(problem: str) -> None:
+        if problem.endswith("i/o timeout"):
+            problem = f'timeout: failed to connect service "{name}" within {timeout:g}s: context deadline exceeded'
+        elif problem.startswith("dial"):
+            problem = f'error: failed to connect service at "{name}": {problem}'
+        elif problem.startswith("context deadline"):
+            problem = f"timeout: health rpc did not complete within {timeout:g}s"
+        else:
+            problem = health.problem
+        done(not problem, problem)
+
+    _Request(looper, pod_ip, port, health.request, False, timeout, health.feed, ended)
+
+
+def _no_answer(_: bytes) -> bytes | None:
+    return None
 
 
 def _escape(path: str) -> str:
@@ -59,24 +90,29 @@ def _escape(path: str) -> str:
 
 
 class _Request:
-    """Connect; send ``request`` and read the beginning of the answer, unless it is None."""
+    """Connect, send ``request`` unless it is empty, and give what comes to ``feed`` until that returns None; else it is sent.
+
+    ``done`` is called with "" or what went wrong.
+    """
 
     def __init__(
         self,
         looper: loop.Loop,
         host: str,
         port: int,
-        request: bytes | None,
+        request: bytes,
         secure: bool,
         timeout: float,
-        done: Callable[[str, bytes], None],
+        feed: Callable[[bytes], bytes | None],
+        done: Callable[[str], None],
     ) -> None:
         self._loop = looper
         self._name = f"{host}:{port}"
         self._request = request
         self._secure = secure
-        self._done: Callable[[str, bytes], None] | None = done
-        self._answer = b""
+        self._wanted = bool(request)
+        self._feed = feed
+        self._done: Callable[[str], None] | None = done
         self._socket: Any = None
         self._connected = False
         self._timer = looper.later(timeout, self._time_out)
@@ -107,7 +143,7 @@ class _Request:
                     self._end(f"dial tcp {self._name}: connect: {os.strerror(number).lower()}")
                     return
                 self._connected = True
-                if self._request is None:
+                if not self._wanted:
                     self._end("")
                     return
                 if self._secure:
@@ -131,16 +167,18 @@ class _Request:
         try:
             if self._secure:
                 self._socket.do_handshake()
-            while self._request:
-                self._request = self._request[self._socket.send(self._request) :]
-            while b"\r\n" not in self._answer and len(self._answer) < MAX_RESPONSE:
+            while True:
+                while self._request:
+                    self._request = self._request[self._socket.send(self._request) :]
                 data = self._socket.recv(4096)
                 if not data:
-                    self._end("" if self._answer else "EOF", self._answer)
+                    self._end("EOF")
                     return
-                self._answer += data
-            self._end("", self._answer)
-            return
+                reply = self._feed(data)
+                if reply is None:
+                    self._end("")
+                    return
+                self._request += reply
         except BlockingIOError:
             want = loop.WRITE if self._request else loop.READ
         except OSError as error:
@@ -150,14 +188,14 @@ class _Request:
             want = loop.READ if name == "SSLWantReadError" else loop.WRITE
         self._loop.watch(self._socket.fileno(), want, self._ready)
 
-    def _end(self, problem: str, answer: bytes = b"") -> None:
+    def _end(self, problem: str) -> None:
         done, self._done = self._done, None
         self._timer.cancel()
         if self._socket is not None and self._socket.fileno() >= 0:
             self._loop.forget(self._socket.fileno())
             self._socket.close()
         if done is not None:
-            done(problem, answer)
+            done(problem)
 
 
 def _words(error: OSError) -> str:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 READ = select.POLLIN | select.POLLHUP | select.POLLERR
 WRITE = select.POLLOUT
+#: Tracebacks that one job writes at most.
+MAX_DEFECTS = 20
 
 
 class Timer:
@@ -32,6 +34,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = 0
         self._running = True
+        self._defects = 0
 
     def watch(self, fd: int, events: int, call: Callable[[int], None]) -> None:
         """Call ``call(events)`` whenever ``fd`` has one of ``events``; a second watch() of the same descriptor replaces the first."""
@@ -64,7 +67,7 @@ class Loop:
             while self._timers and (self._timers[0][2].call is None or self._timers[0][0] <= now):
                 call = heapq.heappop(self._timers)[2].call
                 if call is not None:
-                    call()
+                    self._safely(call)
             if self._stopped():
                 return
             timeout = None
@@ -74,4 +77,16 @@ class Loop:
             for fd, events in self._poll.poll(timeout):
                 watcher = self._calls.get(fd)  # an earlier call may have ended this one
                 if watcher is not None:
-                    watcher(events)
+                    self._safely(watcher, events)
+
+    def _safely(self, call: Callable[..., None], *arguments: int) -> None:
+        """Call; a defect in one place is written down and must not take the Pod's containers along."""
+        try:
+            call(*arguments)
+        except Exception:
+            self._defects += 1
+            if self._defects <= MAX_DEFECTS:
+                import traceback
+
+                traceback.print_exc()
+            time.sleep(0.1)  # should it come again at once, it must not take the processor

@@ -95,5 +95,7 @@ class Probes:
             checks.http(self._loop, probe["httpGet"], self._pod_ip, worker.timeout, done)
         elif probe.get("tcpSocket") is not None:
             checks.tcp(self._loop, probe["tcpSocket"], self._pod_ip, worker.timeout, done)
+        elif probe.get("grpc") is not None:
+            checks.grpc_health(self._loop, probe["grpc"], self._pod_ip, worker.timeout, done)
         else:
             self._loop.later(0, lambda: done(False, "the probe has no action that this version knows"))
