@@ -205,14 +205,14 @@ def _logged(writer: asyncio.StreamWriter) -> Iterator[None]:
 
 
 def _keep_alive(writer: asyncio.StreamWriter) -> None:
-    """Let the kernel find dead nodes: a minute of silence, then six questions."""
+    """Let the kernel find dead nodes within half a minute: sooner than Slurm does, which is then asked more often."""
     sock = writer.get_extra_info("socket")
     if sock is not None:
         for level, option, value in (
             (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
             (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         ):
             sock.setsockopt(level, option, value)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 #: Seconds for which a poke makes the pace fast.
 FAST_FOR = 6.0
 FAST_SECONDS = 0.5
-#: How much slower than configured the pace is when all jobs run and nothing is expected.
+#: How much slower than configured the pace is when all jobs run and all supervisors have a channel, which breaks when a node dies.
 QUIET_FACTOR = 5.0
 #: squeue may take at most this part of the controller's and our time, but one slow answer does not make us blind.
 LOAD = 0.1
@@ -36,12 +36,17 @@ HISTORY_BATCH = 500
 
 @dataclasses.dataclass
 class _Tracked:
-    """One Pod's job: ``job`` as last told, since when and how often it was missed."""
+    """One Pod's job: ``job`` as last told, since when and how often it was missed; ``silent``: its supervisor has no channel."""
 
     job_id: str
+    silent: bool = True
     job: commands.Job | None = None
     missed_since: float = 0.0
     missed: int = 0
+
+    @property
+    def quiet(self) -> bool:
+        return self.job is not None and self.job.state is states.JobState.RUNNING and not self.silent
 
 
 class Pleg:
@@ -61,11 +66,12 @@ class Pleg:
         self.healthy = True
         """Whether Slurm answered last."""
 
-    def track(self, uid: str, job_id: str) -> None:
-        """Follow the job of a Pod from now on."""
+    def track(self, uid: str, job_id: str, *, silent: bool = True) -> None:
+        """Follow the job of a Pod from now on. ``silent``: its supervisor has no channel (yet)."""
         known = self._tracked.get(uid)
         if known is None or known.job_id != job_id:
-            self._tracked[uid] = _Tracked(job_id)
+            known = self._tracked[uid] = _Tracked(job_id)
+        known.silent = silent
         self.poke()
 
     def untrack(self, uid: str) -> None:
@@ -105,7 +111,7 @@ class Pleg:
         pace, longest = self._pace, MAX_LOAD_PAUSE
         if now < self._fast_until:
             pace, longest = min(FAST_SECONDS, pace), MAX_FAST_PAUSE
-        elif not any(item.job is None or item.job.state is not states.JobState.RUNNING for item in self._tracked.values()):
+        elif all(item.quiet for item in self._tracked.values()):
             pace *= QUIET_FACTOR
         return max(pace, min(self._took / LOAD, longest))
 

@@ -56,7 +56,7 @@ MAX_REFUSED_PAUSE = 120.0
 #: Seconds for which the end of a job without a final report waits for one on disk: shared homes show files late.
 REPORT_SECONDS = 10.0
 #: The same where the node has failed: it will write nothing more.
-DEAD_NODE_SECONDS = 2.0
+DEAD_NODE_SECONDS = 1.0
 #: Seconds for which a final report waits for Slurm's word where it matters (outcome.needs_slurm).
 VERDICT_SECONDS = 5.0
 #: Seconds after a final report in which the job must end by itself.
@@ -145,7 +145,8 @@ class PodWorker:
 
     def on_channel(self) -> None:
         """The supervisor has connected, or the connection ended."""
-        self._kit.pleg.poke()
+        if self._has_job() and self.state is not WorkerState.TERMINATED:
+            self._track()
         self._wake.set()
 
     # -- the life ------------------------------------------------------------------------------------------------------
@@ -183,6 +184,9 @@ class PodWorker:
         await self._await_deletion()
         await self._remove()
 
+    def _track(self) -> None:
+        self._kit.pleg.track(self.uid, self.submission.job_id, silent=not self._kit.channels.connected(self.uid))
+
     def _has_job(self) -> bool:
         return bool(self.submission.job_id) and self.submission.state != "refused"
 
@@ -200,7 +204,7 @@ class PodWorker:
         elif not self._has_job() and report is not None and report.get("jobID"):
             self.submission.job_id, self.submission.state = str(report["jobID"]), "submitted"
         if self._has_job():
-            self._kit.pleg.track(self.uid, self.submission.job_id)
+            self._track()
         phase = (self.pod.get("status") or {}).get("phase")
         if phase in status.TERMINAL:
             if self._has_job() and not outcome.final(self.report):
@@ -309,7 +313,7 @@ class PodWorker:
 
     def _submitted(self) -> None:
         self._queue.submitted(stopping.now())
-        self._kit.pleg.track(self.uid, self.submission.job_id)
+        self._track()
 
     def _refuse(self, words: str) -> None:
         message = f"Slurm refused the job: {words}"

@@ -75,15 +75,18 @@ async def test_each_change_is_told_once(slurm: Slurm) -> None:
 
 
 @clock.virtual
-async def test_fast_after_a_submission_slow_when_all_run(slurm: Slurm) -> None:
+async def test_fast_after_a_submission_slow_when_all_run_and_speak(slurm: Slurm) -> None:
     running = Running(slurm)
     slurm.listed = [job()]
-    running.pleg.track(UID, "7")
+    running.pleg.track(UID, "7", silent=False)
     await asyncio.sleep(100)
     gaps = [after - before for before, after in zip(slurm.calls, slurm.calls[1:], strict=False)]
     assert gaps[0] == pytest.approx(0.5)
     assert gaps[-1] == pytest.approx(10.0)
     assert len(slurm.calls) < 25
+    running.pleg.track(UID, "7", silent=True)  # its channel broke: the node may be dead
+    await asyncio.sleep(100)
+    assert slurm.calls[-1] - slurm.calls[-2] == pytest.approx(2.0)
 
 
 @clock.virtual

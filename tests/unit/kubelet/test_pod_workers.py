@@ -92,7 +92,7 @@ class World:
     async def first_look(self) -> dict[str, list[commands.Job]]:
         return {uid: [found] for uid, found in self.jobs.items()}
 
-    def track(self, uid: str, job_id: str) -> None:
+    def track(self, uid: str, job_id: str, *, silent: bool = True) -> None:
         if f"track {job_id}" not in self.did:
             self.did.append(f"track {job_id}")
 
