@@ -17,8 +17,10 @@ from hpk.bootstrap import component, logfiles
 
 log = logging.getLogger(__name__)
 
-#: Restart delays double from the first to the last, in seconds; after STEADY_SECONDS of good work they start anew.
+#: Restart delays double from the first to the last, in seconds; after STEADY_SECONDS of good work they start anew. What had come up
+#: before it died waits no longer than READY_BACKOFF: without it the cluster stands still.
 FIRST_BACKOFF = 0.5
+READY_BACKOFF = 3.0
 LAST_BACKOFF = 30.0
 STEADY_SECONDS = 10.0
 #: A component that ends this often before it was ever ready will not get better by itself.
@@ -137,6 +139,8 @@ class Runner:
         while True:
             started = time.monotonic()
             why = await self._run_once(kept)
+            if kept.ready.is_set():
+                backoff = min(backoff, READY_BACKOFF)
             kept.ready.clear()
             procs.end_orphans(self._pids())
             self._set(kept, phase="failed", pid=0, last_exit=why)

@@ -216,11 +216,14 @@ class Residents:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._entries: list[Entry] = []
+        self._made = 0
         self._marks: dict[str, tuple[str, int]] = {}
 
     def start(self) -> None:
-        for number in range(self.COUNT):
-            name = f"resident{number}"
+        """Start as many as there shall be, in the place of those that are no more too."""
+        while len(self._entries) < self.COUNT:
+            self._made += 1
+            name = f"resident{self._made}"
             script = (
                 f"id=$(cat /proc/sys/kernel/random/uuid); n=0; while :; do n=$((n+1)); "
                 f'echo "$id $n" > /runs/.{name}; mv /runs/.{name} /runs/{name}.beat; sleep 1; done'
@@ -242,7 +245,7 @@ class Residents:
     def problems(self) -> list[str]:
         """What became of them since the last look; nothing if all is well."""
         found = []
-        for entry in self._entries:
+        for entry in list(self._entries):
             mark, count = self._read(entry)
             if (mark, count) == self._marks[entry.name]:
                 time.sleep(2.0)
@@ -254,7 +257,9 @@ class Residents:
             phase = self._ledger.phase(entry)
             statuses = entry.pod.get("status", {}).get("containerStatuses") or [{}]
             if phase != "Running" or statuses[0].get("restartCount") != 0 or "running" not in (statuses[0].get("state") or {}):
-                found.append(f"{entry.name}: {phase} {statuses[0]}")
+                found.append(f"{entry.name}: {phase} {statuses[0].get('state')}")
+                self._entries.remove(entry)
+                self._ledger.delete(entry)
             found += [f"{entry.name}: {text}" for text in entry.verdicts]
             entry.wrong = ""
             self._marks[entry.name] = (mark, count)

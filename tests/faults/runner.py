@@ -99,6 +99,7 @@ def run(victim: Victim, planned: Sequence[kinds.Kind], dice: random.Random) -> R
                 row.wrong += 1
                 result.problems.append(f"fault {number}, {kind.name}: {problem}")
                 say(result.problems[-1])
+                residents.start()
             took = time.monotonic() - start
             say(f"{victim.user} {number + 1}/{len(planned)} {kind.name}: {took:.1f} s, {len(ledger.open())} Pods on their way")
         ledger.settle(300)

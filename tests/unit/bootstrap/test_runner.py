@@ -221,3 +221,15 @@ def test_outputs_of_former_jobs_do_not_pile_up(tmp_path: pathlib.Path) -> None:
 def test_last_words(tmp_path: pathlib.Path, text: str, words: str) -> None:
     (tmp_path / "log").write_text(text)
     assert logfiles.last_words(str(tmp_path / "log")) == words
+
+
+async def test_one_that_had_come_up_is_never_missed_for_long(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "FIRST_BACKOFF", 0.05)
+    monkeypatch.setattr(runner, "READY_BACKOFF", 0.1)
+    async with running(tmp_path, shell("a", "exec sleep 60")) as it:
+        began = time.monotonic()
+        for number in range(8):
+            await until(lambda number=number: it.states["a"].restarts == number and it.states["a"].phase == "ready")
+            os.kill(it.states["a"].pid, 9)
+        await until(lambda: it.states["a"].restarts == 8)
+        assert time.monotonic() - began < 6.0  # the delays doubled would be 12 s
