@@ -18,7 +18,6 @@ fi
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -R pyproject.toml README.md hpk slurm containers "$copy"
-"$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade --force-reinstall --no-deps "$copy"
 "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$copy"
 mkdir -p "$HOME/.local/bin"
 ln -sfn "$home/venv/bin/hpk" "$HOME/.local/bin/hpk"
