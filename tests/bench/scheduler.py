@@ -41,7 +41,7 @@ async def measure(server: APIServer, pods: int) -> None:
             await asyncio.gather(*(client.create(kube_client.pods_path("default"), pod("default", name)) for name in names))
         with open(os.path.join(server.folder, "scheduler.log"), "wb") as log:
             argv = [sys.executable, "-m", "hpk", "scheduler", "--kubeconfig", server.kubeconfig("system:kube-scheduler")]
-            scheduler = subprocess.Popen(argv, stdout=log, stderr=log)
+            scheduler = subprocess.Popen(argv, stdout=log, stderr=log)  # noqa: ASYNC220 - one quick fork
         await asyncio.sleep(5)  # it has listed the Pods, told that there are no nodes, and is quiet
         idle = _status(scheduler.pid, "VmRSS")
         cpu = _cpu(scheduler.pid)

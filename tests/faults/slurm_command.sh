@@ -5,7 +5,7 @@ name=${0##*/} real=/usr/bin/${0##*/} dir=${0%/bin/*}/faults  # sbatch gets no va
 order=$dir/$name
 [ -e "$order" ] || exec "$real" "$@"
 if [ "$name" = sbatch ]; then
-    [ "$1" = --parsable ] && mv "$order" "$order.$$" 2>/dev/null || exec "$real" "$@"
+    if [ "$1" != --parsable ] || ! mv "$order" "$order.$$" 2>/dev/null; then exec "$real" "$@"; fi
     order=$order.$$
 fi
 read -r fault <"$order" || exec "$real" "$@"
