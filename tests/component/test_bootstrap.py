@@ -20,10 +20,11 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+from cryptography import x509
 
 from hpk import config as configuration
 from hpk import paths, records
-from hpk.bootstrap import component, components, main, objects, runner, statedir
+from hpk.bootstrap import component, components, main, objects, pki, runner, statedir
 from hpk.kube import client as kube_client
 from hpk.kube import errors as kube_errors
 
@@ -182,7 +183,6 @@ async def test_controllers_that_make_no_sense_are_off_and_known(tmp_path: pathli
     async with running(run) as (_, client):
         import base64
 
-        from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -223,3 +223,36 @@ async def test_lease_of_a_scheduler_that_died_with_its_node_is_freed(tmp_path: p
         assert (await client.get(f"{leases}/kube-scheduler"))["spec"]["holderIdentity"] == "c9_1"
         await objects.release_lease(client, began)
         assert not (await client.get(f"{leases}/kube-scheduler"))["spec"].get("holderIdentity")
+
+
+def served(run: component.Run, port: str, authority: str, cert: str) -> int:
+    """Serial number of the certificate that answers at a port."""
+    context = ssl.create_default_context(cafile=run.pki(authority))
+    context.load_cert_chain(run.pki(f"{cert}.crt"), run.pki(f"{cert}.key"))
+    with (
+        socket.create_connection(("127.0.0.1", run.ports[port]), timeout=10) as raw,
+        context.wrap_socket(raw, server_hostname="localhost") as sock,
+    ):
+        return x509.load_der_x509_certificate(sock.getpeercert(binary_form=True) or b"").serial_number
+
+
+async def test_certificates_are_renewed_under_way(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(tmp_path / "state")
+    ports = (("apiserver", "ca.crt", "admin"), ("etcd", "etcd-ca.crt", "apiserver-etcd-client"), ("dns", "ca.crt", "admin"))
+    async with running(run) as (it, client):
+        before = [await asyncio.to_thread(served, run, *port) for port in ports]
+        pids = {name: state.pid for name, state in it.states.items()}
+        with monkeypatch.context() as patch:
+            patch.setattr(pki, "RENEW_DAYS", pki.LEAF_DAYS + 1)  # the day has come
+            made = pki.PKI(run.paths.pki).ensure(main.certificates(run))
+        assert set(made) == {leaf.name for leaf in main.certificates(run)}
+        main.write_files(run)
+        await it.restart(made)
+        deadline = time.monotonic() + 90  # the API server and etcd see the new files by themselves
+        while any([await asyncio.to_thread(served, run, *port) in before for port in ports]):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.5)
+        changed = {name for name, state in it.states.items() if state.pid != pids[name]}
+        assert changed == {"kube-controller-manager", "coredns", "scheduler"}
+        await client.create("/api/v1/namespaces", {"metadata": {"name": "later"}})
+        await eventually(lambda: client.get("/api/v1/namespaces/later/serviceaccounts/default"))
