@@ -330,7 +330,8 @@ def signal_number(name: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run the Pod of the plan file ``argv[0]``. Returns 0 when it succeeded, 1 when it failed, 2 for a plan that cannot be used."""
+    """Run the Pod of the plan file ``argv[0]``. Returns 0 when it succeeded, 1 when it failed, 2 for a plan that cannot be used, 3
+    when it has been run before."""
     if len(argv) != 1:
         sys.stderr.write("usage: supervisor PLAN\n")
         return 2
@@ -342,5 +343,22 @@ def main(argv: list[str]) -> int:
     if not isinstance(plan, dict) or plan.get("version") != records.PLAN_VERSION:
         sys.stderr.write(f"hpk: error: {argv[0]}: not a plan of version {records.PLAN_VERSION}\n")
         return 2
+    if earlier := ran_before(plan):
+        words.say(f"this Pod has run already, in Slurm job {earlier}: it is not run a second time")
+        return 3
     os.umask(0o022)
     return Supervisor(plan).run()
+
+
+def ran_before(plan: dict[str, Any]) -> str:
+    """Return the job in which the Pod was run before, "" for none.
+
+    A controller that forgot its last seconds may start a job anew that runs already or has run; a Pod runs once. Outside of Slurm,
+    by hand, it may run as often as wanted.
+    """
+    if not os.environ.get("SLURM_JOB_ID"):
+        return ""
+    try:
+        return str((files.read_json(os.path.join(plan["podDir"], "status.json")) or {}).get("jobID") or "")
+    except (OSError, ValueError, AttributeError):
+        return ""
