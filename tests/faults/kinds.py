@@ -20,7 +20,10 @@ class Scene:
     victim: Victim
     ledger: Ledger
     dice: random.Random
+    outage: float = 60.0
+    """Longest time that slurmctld is away, in seconds."""
     number: int = 0
+    _pid: int = 0
 
     def pod(self, seconds: float = 0.5, code: int | None = -1, **options: object) -> Entry:
         """A Pod of this fault; without ``code`` a random exit code."""
@@ -30,14 +33,10 @@ class Scene:
     def await_death(self, armed: str) -> None:
         """Wait until the kubelet has died at the point that was armed, and another one works."""
         wait_for(lambda: not self.victim.armed(), 120, lambda: f"nobody came to the point {armed}\n{self.victim.explain()}", pace=0.1)
-        self.back("kubelet", self.pid)
+        self.back("kubelet", self._pid)
 
     def back(self, component: str, killed: int) -> None:
         self.victim.await_component(component, killed)
-
-    @property
-    def pid(self) -> int:
-        return self._pid
 
     def arm(self, point: str) -> None:
         self._pid = wait_for(lambda: self.victim.component("kubelet")[0], 60)
@@ -177,7 +176,7 @@ def scancel_fails(scene: Scene) -> None:
 
 
 def _slurmctld(scene: Scene, stop: Callable[[], object], go: Callable[[], object]) -> None:
-    seconds = scene.dice.uniform(5, 60)
+    seconds = scene.dice.uniform(5, scene.outage)
     scene.pod(scene.dice.uniform(1, 8))
     time.sleep(scene.dice.uniform(0, 2))
     stop()
@@ -199,10 +198,16 @@ def slurmctld_frozen(scene: Scene) -> None:
     _slurmctld(scene, lambda: bed.root("pkill", "-STOP", "-x", "slurmctld"), lambda: bed.root("pkill", "-CONT", "-x", "slurmctld"))
 
 
-@kind("slurmctld killed, back after 5-60 s", weight=4)
-def slurmctld_killed(scene: Scene) -> None:
+@kind("slurmctld stopped, back after 5-60 s", weight=4)
+def slurmctld_stopped(scene: Scene) -> None:
+    """Not by SIGKILL: it would forget, and on its return kill, the jobs of its last seconds, and none of us could know their ends."""
     bed = scene.victim.bed
-    _slurmctld(scene, lambda: bed.root("pkill", "-KILL", "-x", "slurmctld"), lambda: bed.root("slurmctld"))
+
+    def stop() -> None:
+        bed.root("pkill", "-TERM", "-x", "slurmctld")
+        wait_for(lambda: bed.root("pgrep", "-x", "slurmctld", check=False).returncode != 0, 30, pace=0.1)
+
+    _slurmctld(scene, stop, lambda: bed.root("slurmctld"))
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------

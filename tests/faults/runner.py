@@ -73,12 +73,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(victim: Victim, planned: Sequence[kinds.Kind], dice: random.Random) -> Result:
+def run(victim: Victim, planned: Sequence[kinds.Kind], dice: random.Random, *, outage: float = 60.0) -> Result:
     """Inject ``planned`` one after the other. The victim's cluster runs; it is left running, without Pods."""
     result = Result()
     ledger = Ledger(victim)
     residents = Residents(ledger)
-    scene = kinds.Scene(victim, ledger, dice)
+    scene = kinds.Scene(victim, ledger, dice, outage)
     ledger.start()
     residents.start()
     began = time.monotonic()
