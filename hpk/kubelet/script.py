@@ -189,7 +189,7 @@ def _command_lines(plan: podplan.PodPlan, container: podplan.ContainerPlan) -> I
     elif container.read_only_root:
         yield "--no-mount tmp,bind-paths"
     else:
-        yield f'--no-mount tmp,bind-paths --overlay "$HPK_SCRATCH/layers/{container.name}"'
+        yield '--no-mount tmp,bind-paths "${LAYER[@]}"'
     yield f"--pwd {podplan.shell_quote(container.working_dir or '/')}"
     folder = '"$HPK_SCRATCH' if _has_addresses(container) else '"$POD_DIR'
     yield f'--bind {folder}/env/{container.name}.sh:/.singularity.d/env/99-base.sh:ro"'
@@ -312,7 +312,7 @@ def _container_records(plan: podplan.PodPlan, containers: Sequence[podplan.Conta
             "ports": [dict(port) for port in container.ports],
             "mpi": container.mpi_flags is not None,
             "gpu": container.gpu,
-            "deviceMounts": [{"source": m.source, "target": m.target} for m in container.mounts if m.target.startswith("/dev/")],
+            "mounts": [{"source": mount.source, "target": mount.target} for mount in container.mounts],
         }
         for container in containers
     ]
@@ -326,6 +326,7 @@ def _volume_record(volume: podplan.JobVolume) -> dict[str, Any]:
         "type": volume.type,
         "medium": volume.medium,
         "sizeLimit": volume.size_limit,
+        "limitText": volume.limit_text,
         "mode": volume.mode,
         "base": volume.base,
         "subPath": volume.sub_path,

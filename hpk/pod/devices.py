@@ -2,7 +2,7 @@
 default devices).
 
 The runtime's own minimal /dev has no place for /dev/termination-log, cannot be given one, and is made anew per container, so
-that /dev/shm would not be the Pod's. For a forked child that is root of the Pod's user namespace.
+that /dev/shm would not be the Pod's. For a forked child that is root of the Pod's user namespace, in a mount namespace of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ _GPU_DEVICES = {"nvidia": ("nvidia",), "rocm": ("kfd", "dri")}
 
 def make(target: str, shm: str, spec: dict[str, Any]) -> None:
     """Mount a new /dev for the container of ``spec`` on the folder ``target``, with ``shm`` as its shm. Raises OSError."""
-    sandbox.unshare(sandbox.CLONE_NEWNS)
     sandbox.mount("tmpfs", target, "tmpfs", sandbox.MS_NOSUID, "mode=0755,size=64k")
     for name in _DEVICES:
         _bind(f"/dev/{name}", os.path.join(target, name))
@@ -40,9 +39,9 @@ def make(target: str, shm: str, spec: dict[str, Any]) -> None:
     message = spec.get("terminationMessagePath") or ""
     if message.startswith("/dev/"):
         _bind(spec["terminationMessageFile"], target + message[len("/dev") :])
-    for mount in spec.get("deviceMounts") or []:
+    for mount in spec.get("mounts") or []:
         path = target + mount["target"][len("/dev") :]
-        if not os.path.lexists(path):
+        if mount["target"].startswith("/dev/") and not os.path.lexists(path):
             _mount_point(mount["source"], path)
 
 

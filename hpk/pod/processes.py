@@ -190,7 +190,10 @@ done
 victims=$(for one in $alive; do tree "$one"; done)
 [ -z "$victims" ] || kill -9 $victims 2>/dev/null
 for folder; do
-    [ ! -e "$folder" ] || { chmod -R u+rwx "$folder"; rm -rf -- "$folder"; } 2>/dev/null
+    for _ in 1 2 3 4 5; do  # what was killed may still be on its way out
+        [ -e "$folder" ] || break
+        { chmod -R u+rwx "$folder"; rm -rf -- "$folder" || sleep 0.2; } 2>/dev/null
+    done
 done"""
 
 

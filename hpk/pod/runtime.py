@@ -12,7 +12,7 @@ import stat
 import time
 
 from hpk import sandbox
-from hpk.pod import devices, images, logs, loop, processes, words
+from hpk.pod import devices, images, logs, loop, node, processes, rootfs, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,18 +83,25 @@ class Runtime:
             env["HPK_WORKING_DIR"] = working_dir
         image = None if spec.get("mpi") else self._mount(spec["imagePath"])
 
-        dev = os.path.join(self._env["HPK_SCRATCH"], "dev")
+        scratch, shm = self._env["HPK_SCRATCH"], os.path.join(self._env["HPK_SHM"], ".shm")
+        dev, layer = os.path.join(scratch, "dev"), os.path.join(scratch, "layers", name)
         os.makedirs(dev, exist_ok=True)
 
         def prepare(child_env: dict[str, str]) -> None:
             if spec.get("mpi"):
                 return
             sandbox.enter(self._box)
-            if image is not None and images.wait_mounted(*image):
-                child_env["HPK_IMAGE"] = image[0]
+            node.remove_tree(layer)  # of the instance before
             if "mnt" in self._box.fds:
-                devices.make(dev, os.path.join(self._env["HPK_SHM"], ".shm"), spec)
+                folder = self._mounted(image, spec["imagePath"])
+                sandbox.unshare(sandbox.CLONE_NEWNS)  # not before: what is mounted later in the Pod's would not be seen here
+                devices.make(dev, shm, spec)
                 child_env["HPK_DEV"] = dev
+                if folder is not None:
+                    child_env["HPK_IMAGE"] = folder
+                    root = None if spec.get("readOnlyRootFilesystem") else rootfs.mount(folder, layer, spec)
+                    if root is not None:
+                        child_env["HPK_IMAGE"] = child_env["HPK_ROOT"] = root
             if self._box.fds:
                 sandbox.enter_user(int(spec.get("runAsUser") or 0), int(spec.get("runAsGroup") or 0))
 
@@ -164,6 +171,12 @@ class Runtime:
             return None
         self._mounts[path] = (target, pid)
         return self._mounts[path]
+
+    def _mounted(self, image: tuple[str, int] | None, path: str) -> str | None:
+        """The folder in which an image's files are, in a forked child; None when the runtime has to mount it."""
+        if image is not None:
+            return image[0] if images.wait_mounted(*image) else None
+        return path if os.path.isdir(path) else None
 
     def _look(self, instance: Instance) -> None:
         """Whether the container's own program is being executed by now."""

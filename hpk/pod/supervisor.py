@@ -124,6 +124,18 @@ class Supervisor:
                 self._after_event()
                 return
         self._machine().begin(self._deadline())
+        self._watch_sizes()
+        self._after_event()
+
+    def _watch_sizes(self) -> None:
+        if any(volume.get("sizeLimit") for volume in self.plan.get("jobVolumes", [])):
+            from hpk.pod import emptydirs
+
+            emptydirs.Limits(self.loop, emptydirs.limited(self.plan), lambda message: self._evict(message, emptydirs.GRACE))
+
+    def _evict(self, message: str, grace: float) -> None:
+        self._event("Warning", "Evicted", message)
+        self._machine().stop(grace, "Evicted", message, failed=True)
         self._after_event()
 
     def _deadline(self) -> float | None:
