@@ -25,7 +25,9 @@ stage() { # stage NAME COMMAND...: run it, note how long it took
 finish() {
     local status=$?
     trap - EXIT
-    [ ! -x "$venv/bin/python" ] || HPK_TESTBED=e2e "$venv/bin/python" -m tests.testbed down || true
+    if [ -x "$venv/bin/python" ] && [ -z "${HPK_TESTBED-}" ]; then    # a bed that was named stays up
+        HPK_TESTBED=e2e "$venv/bin/python" -m tests.testbed down || true
+    fi
     echo "== what took how long"
     printf '%s\n' "${took[@]}" "$(printf '%-34s %5d s' total "$SECONDS")"
     exit "$status"
