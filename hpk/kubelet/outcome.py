@@ -15,6 +15,8 @@ Object = dict[str, Any]
 
 #: Reason of a report after SIGTERM: only Slurm knows why it was sent.
 TERMINATED = "Terminated"
+#: Reason by which the supervisor says that a volume exceeded its limit.
+EVICTED = "Evicted"
 #: Longest piece of the job's own output in a message, in characters.
 MAX_OUTPUT = 1024
 
@@ -55,6 +57,8 @@ def ended(job: commands.Job | None, report: Object | None, stop: Stop | None, ou
     if final(report):
         assert report is not None
         end = status.Ended(report["phase"], report.get("reason") or "", report.get("message") or "")
+        if end.reason == EVICTED:
+            end = dataclasses.replace(end, disruption=("TerminationByKubelet", end.message))
         if stop is not None:
             if stop.reason:
                 end = dataclasses.replace(end, phase="Failed", reason=stop.reason, message=stop.message)
@@ -68,7 +72,7 @@ def ended(job: commands.Job | None, report: Object | None, stop: Stop | None, ou
                 reason=slurm.reason if vague else end.reason,
                 message=slurm.message if vague else end.message,
                 killed_reason=slurm.killed_reason,
-                disruption=slurm.disruption,
+                disruption=slurm.disruption or end.disruption,
             )
         return end
     if stop is not None:

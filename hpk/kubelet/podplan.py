@@ -47,6 +47,8 @@ class JobVolume:
     medium: str = ""
     size_limit: int | None = None
     """Bytes."""
+    limit_text: str = ""
+    """The limit as the Pod spells it."""
     mode: int = 0o777
     base: str = ""
     sub_path: str = ""

@@ -271,14 +271,26 @@ class Supervisor:
             return
         working_dir = container.spec.get("workingDir", "") if name in self.retried else ""
         try:
+            self._check_sub_paths(container.spec)
             problem = self.runtime.start(container.spec, container.restarts, working_dir)
-        except OSError as error:
+        except (OSError, volumes.VolumeError) as error:
             self._machine().exited(name, runtime.START_ERROR, "StartError", str(error))
             self._after_event()
             return
         self.guard.add(self.runtime.instances[name].pid)
         if problem:
             words.say(f"container {name}: {problem}")  # its end, with this reason, is seen as that of any other
+
+    def _check_sub_paths(self, spec: dict[str, Any]) -> None:
+        """Look again before each start: a container of this Pod may have put a link where the folder was. Raises VolumeError."""
+        sources = {mount["source"] for mount in spec.get("mounts", ())}
+        for volume in self.plan.get("jobVolumes", []):
+            if volume["kind"] == "subPath" and volume["path"] in sources:
+                try:
+                    volumes.make(volume)
+                except volumes.VolumeError as error:
+                    text = f'failed to prepare subPath for volumeMount "{volume["name"]}" of container "{spec["name"]}"'
+                    raise volumes.VolumeError(f"{text}: {error}") from error
 
     def _run_hook(self, what: str, name: str, seconds: float | None) -> None:
         spec = self.machine.containers[name].spec

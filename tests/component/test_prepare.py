@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import pathlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from hpk import errors, paths
 from hpk.kube import client as kube_client
 from hpk.kube import errors as kube_errors
 from hpk.kube import store
-from hpk.kubelet import images, podplan, prepare
+from hpk.kubelet import images, podplan, prepare, tokens
 from hpk.kubelet.volumes import manager
 from tests.component.conftest import APIServer, until
 
@@ -257,6 +258,25 @@ async def test_running_pods_are_kept_fresh(
     finally:
         task.cancel()
     assert not folders[2].parent.parent.exists()
+
+
+async def test_tokens_are_renewed_in_time(
+    preparer: prepare.Preparer, admin: kube_client.Client, namespace: str, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = {"serviceAccountToken": {"path": "token", "expirationSeconds": 600, "audience": "vault"}}
+    volume = {"volumes": [{"name": "t", "projected": {"sources": [token]}}], "automountServiceAccountToken": False}
+    pod = await create(admin, namespace, image, **volume)
+    place = pathlib.Path(paths.PodDir((await preparer.prepare(pod)).pod_dir).volume("t")) / "token"
+    first = place.read_text()
+    start = time.time()
+    monkeypatch.setattr(tokens.time, "time", lambda: start + 470)  # of 600 s; renewed after 80 %
+    assert not await preparer.volumes.refresh(pod)
+    monkeypatch.setattr(tokens.time, "time", lambda: start + 490)
+    assert await preparer.volumes.refresh(pod)
+    second = place.read_text()
+    assert second != first
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": second, "audiences": ["vault"]}}
+    assert (await admin.create("/apis/authentication.k8s.io/v1/tokenreviews", review))["status"]["authenticated"]
 
 
 async def test_many_at_once(preparer: prepare.Preparer, admin: kube_client.Client, namespace: str, image: str) -> None:

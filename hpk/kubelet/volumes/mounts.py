@@ -45,7 +45,7 @@ def sources(
             path = f"{podplan.SHM if medium == 'Memory' else podplan.SCRATCH}/volumes/{name}"
             limit = body.get("sizeLimit")
             size = quantity.ceil(limit) if limit not in (None, "", 0, "0") else None
-            made.append(podplan.JobVolume("emptyDir", name, path=path, medium=medium, size_limit=size))
+            made.append(podplan.JobVolume("emptyDir", name, path=path, medium=medium, size_limit=size, limit_text=str(limit or "")))
             found[name] = podplan.Mount(path, "")
         elif kind == "hostPath":
             body = volume["hostPath"]

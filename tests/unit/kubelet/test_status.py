@@ -294,3 +294,13 @@ def test_deadline_of_the_kubelet() -> None:
     stop = outcome.Stop("DeadlineExceeded", "too long")
     final = report(container(**ended(0)), phase="Succeeded")
     assert outcome.ended(None, final, stop) == status.Ended("Failed", "DeadlineExceeded", "too long")
+
+
+def test_an_evicted_pod_says_so_in_its_conditions() -> None:
+    text = 'Usage of EmptyDir volume "x" exceeds the limit "1Mi". '
+    final = report(phase="Failed", reason="Evicted", message=text)
+    for of_slurm in (None, job(states.JobState.FAILED)):
+        made = status.build(pod(), facts(report=final, ended=outcome.ended(of_slurm, final, None)), {})
+        assert (made["phase"], made["reason"], made["message"]) == ("Failed", "Evicted", text)
+        condition = next(item for item in made["conditions"] if item["type"] == "DisruptionTarget")
+        assert (condition["status"], condition["reason"], condition["message"]) == ("True", "TerminationByKubelet", text)
