@@ -320,13 +320,14 @@ def test_post_start_and_pre_stop_run_in_the_container(space: podjob.Workspace) -
         "postStart": {"exec": {"command": ["sh", "-c", "echo post $WHO $(hostname) $(id -u) >> /tmp/hooks"]}},
         "preStop": {"exec": {"command": ["sh", "-c", "echo pre >> /tmp/hooks"]}},
     }
-    command = "trap 'cat /tmp/hooks; exit 0' TERM; while :; do sleep 0.05; done"
+    command = "trap 'cat /tmp/hooks; exit 0' TERM; echo up; while :; do sleep 0.05; done"
     container = {"name": "main", "command": command, "lifecycle": lifecycle, "env": {"WHO": "me"}, "run_as_user": 33}
     with space.job("hooks", [container]) as job:
         job.running("main")
+        job.wait_for(lambda: job.log("main") == "up\n")
         job.signal()
         job.wait()
-        assert job.log("main") == "post me hooks 33\npre\n", job.output()
+        assert job.log("main") == "up\npost me hooks 33\npre\n", job.output()
 
 
 def test_failing_post_start_kills_the_container(space: podjob.Workspace) -> None:

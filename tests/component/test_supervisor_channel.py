@@ -16,7 +16,13 @@ from tests.component import kubelet_end, podjob
 pytestmark = pytest.mark.component
 
 REASON = podjob.missing()
-LOOP = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+LOOP = "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done"
+
+
+def up(job: podjob.Job, name: str = "main") -> None:
+    """Wait until LOOP has its trap: before, process 1 does not hear SIGTERM."""
+    job.running(name)
+    job.wait_for(lambda: "up" in job.log(name))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def test_change_is_told_at_once(space: podjob.Workspace, kubelet: kubelet_end.Ku
 def test_stop_frame_with_grace_and_reason(space: podjob.Workspace, kubelet: kubelet_end.KubeletEnd) -> None:
     kubelet.listen()
     with space.job("evicted", [{"name": "main", "command": LOOP}], kubelet=kubelet.record) as job:
-        job.running("main")
+        up(job)
         kubelet.wait_for(lambda: kubelet.connections)
         kubelet.send({"type": "stop", "gracePeriodSeconds": 10, "reason": "Evicted", "message": "the node was low on disk"})
         job.wait(10)
@@ -74,7 +80,7 @@ def test_deletion_leaves_the_phase_to_the_exit_codes_and_a_second_stop_shortens_
     kubelet.listen()
     containers = [{"name": "polite", "command": LOOP}, {"name": "deaf", "command": ["sleep", "100"]}]
     with space.job("deleted", containers, kubelet=kubelet.record) as job:
-        job.running("polite")
+        up(job, "polite")
         job.running("deaf")
         kubelet.wait_for(lambda: kubelet.connections)
         kubelet.send({"type": "stop", "gracePeriodSeconds": 60})
@@ -90,7 +96,7 @@ def test_deletion_leaves_the_phase_to_the_exit_codes_and_a_second_stop_shortens_
 
 def test_kubelet_that_comes_later_goes_away_and_comes_back_elsewhere(space: podjob.Workspace, kubelet: kubelet_end.KubeletEnd) -> None:
     with space.job("absent", [{"name": "main", "command": LOOP}], kubelet=kubelet.record) as job:
-        job.running("main")
+        up(job)
         kubelet.listen()
         kubelet.wait_for(lambda: kubelet.report)
         kubelet.close()
@@ -107,7 +113,7 @@ def test_peer_with_another_name_gets_nothing(space: podjob.Workspace) -> None:
     owner = podjob.NOBODY if os.getuid() == 0 else None
     end = kubelet_end.KubeletEnd(space.root / "impostor", name="somebody-else", readable_by=owner).listen()
     with space.job("impostor-pod", [{"name": "main", "command": LOOP}], kubelet=end.record) as job:
-        job.running("main")
+        up(job)
         job.wait_for(lambda: "certificate" in job.output())
         assert not end.of("hello")
         job.signal()
