@@ -17,6 +17,9 @@ Object = dict[str, Any]
 TERMINATED = "Terminated"
 #: Reason by which the supervisor says that a volume exceeded its limit.
 EVICTED = "Evicted"
+#: slurmstepd's words in the job's output where memory limits are kept without control groups (slurm.conf: OverMemoryKill). The
+#: state of such a job is FAILED.
+MEMORY_WORDS = "exceeded memory limit"
 #: Longest piece of the job's own output in a message, in characters.
 MAX_OUTPUT = 1024
 
@@ -53,7 +56,7 @@ def ended(job: commands.Job | None, report: Object | None, stop: Stop | None, ou
     ``job`` None: it never came to a job. ``stop``: the kubelet ended it on purpose. ``output``: last words of the batch script, told
     where no report tells more.
     """
-    slurm = _by_slurm(job)
+    slurm = _by_slurm(job, output)
     if final(report):
         assert report is not None
         end = status.Ended(report["phase"], report.get("reason") or "", report.get("message") or "")
@@ -88,12 +91,15 @@ def ended(job: commands.Job | None, report: Object | None, stop: Stop | None, ou
     return status.Ended("Failed", "SlurmJobFailed", how, container_message=how)
 
 
-def _by_slurm(job: commands.Job | None) -> status.Ended | None:
+def _by_slurm(job: commands.Job | None, output: str) -> status.Ended | None:
     """What Slurm alone knows, or None when it knows no more than the report."""
     if job is None:
         return None
     name = f"Slurm job {job.job_id}"
-    match job.state:
+    state = job.state
+    if state in (states.JobState.FAILED, states.JobState.CANCELLED) and MEMORY_WORDS in output:
+        state = states.JobState.OUT_OF_MEMORY
+    match state:
         case states.JobState.NODE_FAIL:
             text = f"{name} ended because its node failed ({job.nodes or 'unknown node'})"
             return status.Ended("Failed", "NodeFail", text, container_message=text, disruption=("NodeFail", text))
