@@ -12,9 +12,17 @@ plan (``plan.json``, written by the kubelet before the job is submitted, never c
     restartPolicy, terminationGracePeriodSeconds, activeDeadlineSeconds (null or seconds from the Pod's startTime)
     startTime           RFC 3339, status.startTime of the Pod
     kubelet             {"endpointFile", "caFile", "tokenFile"}
+    logMaxBytes, logMaxFiles   rotation of the containers' logs
+    jobVolumes          what the job makes before the first container (hpk/kubelet/podplan.py: JobVolume, in camelCase)
     initContainers, containers
                         lists, in the Pod's order, of
         name, image, imageID
+        imagePath           SIF file or unpacked folder
+        workingDir, readOnlyRootFilesystem
+        mounts              [{"source", "target"}]: the places that must exist before the runtime mounts on them
+        userName, home      of runAsUser, for the runtime's look-up
+        gpu                 "", "nvidia" or "rocm"
+        envFile             environment file (hpk/kubelet/script.py: env_file)
         runAsUser, runAsGroup, supplementalGroups   ids as seen inside the container; the first two are mapped to the user's own
         restartPolicy       null, or "Always" for a native sidecar
         restartPolicyRules  as in the Pod, []
@@ -23,7 +31,7 @@ plan (``plan.json``, written by the kubelet before the job is submitted, never c
         stopSignal          "SIGTERM" unless the image or the Pod says otherwise
         tty, stdin, stdinOnce
         logDir              folder of <restartCount>.log
-        command             argv[0] as run inside, for messages about a missing program
+        command             entrypoint and arguments, for messages about a missing program
         ports               as in the Pod
         mpi                 true when the function starts ranks with srun or mpirun: then no namespaces are entered
 

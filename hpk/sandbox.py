@@ -168,7 +168,7 @@ def create(kinds: list[str], hostname: str = "") -> Sandbox:
                 os.read(done_read, 1)  # until the parent has the descriptors
                 code = 0
             except OSError as error:
-                os.write(ready_write, f"{error.errno} {error}".encode())
+                os.write(ready_write, f"{error.errno} {error.strerror}".encode())
         finally:
             os._exit(code)
     fds: dict[str, int] = {}

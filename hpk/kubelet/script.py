@@ -53,6 +53,7 @@ def job_script(plan: podplan.PodPlan) -> str:
         pod_dir=shlex.quote(plan.pod_dir),
         devices=any(container.mpi_flags is None for container in containers),
         layers=any(container.mpi_flags is None and not container.read_only_root for container in containers),
+        ranks=any(container.mpi_flags is not None for container in containers),
         fill_in=any(_has_addresses(container) for container in containers),
         containers=[_container(plan, container) for container in containers],
         names="|".join(container.name for container in containers),

@@ -13,13 +13,25 @@ if TYPE_CHECKING:
 
 
 class Scratch:
-    """The job's private folders: ``disk`` on node-local disk, ``memory`` below /dev/shm. Both 0700, both removed by remove()."""
+    """The job's private folders: ``disk`` on node-local disk, ``memory`` below /dev/shm. Both 0700, both removed by remove().
+
+    Where they cannot be made there, and for ranks on several nodes, they are in the Pod's folder.
+    """
 
     def __init__(self, plan: dict[str, Any]) -> None:
         name = f"hpk-{plan['uid']}"
+        if any(spec.get("mpi") for spec in [*plan.get("initContainers", []), *plan["containers"]]):
+            # ranks on other nodes see the shared home only
+            self.disk = _fallback(plan["podDir"], "scratch")
+            self.memory = _fallback(self.disk, "shm")
+            self._make_shm()
+            return
         bases = [os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"]  # noqa: S108
         self.disk = _private_folder([base for base in bases if base], name) or _fallback(plan["podDir"], "scratch")
         self.memory = _private_folder(["/dev/shm"], name) or _fallback(self.disk, "shm")  # noqa: S108
+        self._make_shm()
+
+    def _make_shm(self) -> None:
         shm = os.path.join(self.memory, ".shm")  # no volume can have this name
         os.mkdir(shm)
         os.chmod(shm, 0o1777)  # noqa: S103 - as /dev/shm is everywhere

@@ -99,11 +99,10 @@ class Supervisor:
             self.box.fds = sandbox.create(self.plan["namespaces"], self.plan.get("hostname", "")).fds
             node.name_users(self.box, self.plan, self.scratch.disk)
         except (sandbox.SandboxError, OSError) as error:
+            # a set-uid runtime works without: better a Pod with less isolation than none, and its owner is told
             words.say(f"sandbox: {error}")
-            self._event("Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: {error}")
-            self.machine.at(time.monotonic(), time.time()).stop(0, "FailedCreatePodSandBox", str(error), failed=True)
-            self._after_event()
-            return
+            self.box.close()
+            self._event("Warning", "NoSandbox", f"Containers run as the user's own processes, under the node's host name: {error}")
         self.runtime = runtime.Runtime(self.plan, self.loop, self.box, self.env, self.on_started, self.on_exited)
         self.hooks = hooks.Hooks(self.loop, self.execs, self.facts["podIP"])
         self.probes = probes.Probes(self.loop, self.execs, self.facts["podIP"], self.on_probe, self._event)
