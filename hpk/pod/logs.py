@@ -118,6 +118,6 @@ class LogWriter:
         target = f"{self.path}.{stamp}.{nanoseconds % 1_000_000_000:09d}"  # several may be full within one second
         os.rename(self.path, target)
         rotated = sorted(entry for entry in os.listdir(folder) if entry.startswith(name + "."))
-        for entry in rotated[: len(rotated) - (self.max_files - 1)]:
+        for entry in rotated[: max(0, len(rotated) - (self.max_files - 1))]:
             os.unlink(os.path.join(folder, entry))
         self._open()

@@ -50,16 +50,17 @@ def test_long_lines_are_split_and_nothing_is_lost(tmp_path: Path, size: int, pie
     assert "".join(text + ("\n" if tag == "F" else "") for _, tag, text in found) == data.decode()
 
 
-def test_rotation_keeps_a_bounded_number_of_files(tmp_path: Path) -> None:
-    log = logs.LogWriter(str(tmp_path / "0.log"), 1000, 3)
-    for number in range(200):
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_rotation_keeps_a_bounded_number_of_files(tmp_path: Path, count: int) -> None:
+    log = logs.LogWriter(str(tmp_path / "0.log"), 1000, count)
+    for number in range(300):
         log.write("stdout", b"%d\n" % number)
     log.close()
     files = sorted(tmp_path.iterdir())
-    assert len(files) == 3
+    assert len(files) == count
     newest = [text for file in [*files[1:], files[0]] for _, _, text in lines(file)]
-    assert newest[-1] == "199"
-    assert newest == [str(number) for number in range(200 - len(newest), 200)]
+    assert newest[-1] == "299"
+    assert newest == [str(number) for number in range(300 - len(newest), 300)]
 
 
 def test_other_containers_logs_are_not_rotated_away(tmp_path: Path) -> None:
