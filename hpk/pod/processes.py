@@ -96,10 +96,12 @@ def fork_exec(
     tty: bool = False,
     inner_pids: bool = False,
     guarded: bool = False,
+    deaf: bool = False,
 ) -> tuple[int, str]:
     """Start ``argv`` in a session of its own that dies with this process. Returns (pid, problem).
 
-    ``guarded``: the caller has a Guard see to that, so that the process can first be stopped and its children be found.
+    ``deaf``: polite signals are ignored, since scancel(1) sends them to all processes of a job. ``guarded``: the caller has a Guard
+    see to that, so that the process can first be stopped and its children be found.
 
     ``prepare(env)`` runs in the child, may change its environment, and enters namespaces; ``inner_pids``: one of them is a PID
     namespace, whose members are children only, so the child forks once more and passes the exit status on. What prepare()
@@ -121,7 +123,8 @@ def fork_exec(
             for number in _RESTORED:
                 signal.signal(number, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN if deaf else signal.SIG_DFL)
             prepare(env)
             if inner_pids:
                 _fork_again(problem_write)

@@ -164,7 +164,7 @@ class Runtime:
         os.makedirs(target, mode=0o700, exist_ok=True)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         argv = [program, "-f", "-o", f"allow_other,ro,offset={offset}", path, target]
-        pid, problem = processes.fork_exec(argv, dict(self._env), (null, null, 2), lambda _: sandbox.enter(self._box))
+        pid, problem = processes.fork_exec(argv, dict(self._env), (null, null, 2), lambda _: sandbox.enter(self._box), deaf=True)
         os.close(null)
         if problem:
             words.say(f"{program}: {problem}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 import socket
 import stat
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from hpk.kubelet import podplan
+from hpk.pod import processes
 from tests.component import podjob
 
 pytestmark = pytest.mark.component
@@ -262,6 +264,19 @@ def test_sigterm_stops_politely_and_tells_why(space: podjob.Workspace) -> None:
         assert (report["phase"], report["reason"]) == ("Failed", "Terminated")
         assert "Slurm asked the job to end" in report["message"]
         assert job.events("Killing") == [("main", "Killing", "Stopping container main")]
+
+
+def test_scancel_that_signals_all_processes_leaves_the_containers_their_files(space: podjob.Workspace) -> None:
+    command = "trap 'sleep 1; cat /srv/index.html; ls /bin/ls; exit 7' TERM; echo up; while :; do sleep 0.05; done"
+    with space.job("scancel", [{"name": "main", "command": command}]) as job:
+        job.wait_for(lambda: job.log("main") == "up\n")
+        for pid in processes.descendants(job.pid):
+            if "Apptainer" not in pathlib.Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGTERM)
+        job.signal()
+        job.wait()
+        assert job.log("main").endswith("hello\n/bin/ls\n")
+        assert job.terminated("main")["exitCode"] == 7
 
 
 def test_container_that_ignores_sigterm_is_killed_after_the_grace_period(space: podjob.Workspace) -> None:
