@@ -71,10 +71,31 @@ def test_root_file_system_is_writable_and_fresh_at_each_start(space: podjob.Work
         assert job.log("main", 1) == "written\nbig\n"
 
 
-def test_read_only_root(space: podjob.Workspace) -> None:
-    job = space.job("ro", [{"name": "main", "command": "touch /x || touch /tmp/x || echo refused", "read_only_root": True}])
-    assert job.finish()["phase"] == "Succeeded"
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_read_only_root(space: podjob.Workspace, uid: int) -> None:
+    mounts = (podplan.Mount(podplan.SCRATCH + "/volumes/v", "/not/in/the/image"),)
+    volumes = (podplan.JobVolume("emptyDir", "v", path=podplan.SCRATCH + "/volumes/v"),)
+    command = "touch /x || touch /tmp/x || echo refused; touch /not/in/the/image/x && echo volume"
+    container = {"name": "main", "command": command, "read_only_root": True, "mounts": mounts, "run_as_user": uid}
+    job = space.job(f"ro-{uid}", [container], job_volumes=volumes)
+    assert job.finish()["phase"] == "Succeeded", job.log("main")
     assert "refused" in job.log("main")
+    assert "volume" in job.log("main")
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_unpacked_image(space: podjob.Workspace, read_only: bool) -> None:
+    folder = str(space.root / "unpacked")
+    if not os.path.exists(folder):
+        done = space.run(["apptainer", "-s", "build", "--sandbox", folder, "tiny.def"])
+        assert done.returncode == 0, done.stderr
+    command = "cat /srv/index.html; id -u; touch /srv/x && echo written"
+    container = {"name": "main", "command": command, "image_path": folder, "run_as_user": 7, "read_only_root": read_only}
+    job = space.job(f"unpacked-{read_only}".lower(), [container])
+    job.finish()
+    assert job.log("main").startswith("hello\n7\n")
+    assert ("written" in job.log("main")) is not read_only
+    assert not os.path.exists(f"{folder}/srv/x")
 
 
 def test_runs_as_any_user_and_may_write_tmp(space: podjob.Workspace) -> None:
