@@ -103,8 +103,8 @@ def test_items_modes_optional_and_sub_paths(alice: Cluster, name: str) -> None:
         mount("work", "/work"),
     ]
     script = """
-cat /cfg/deep/er/x; od -An -tx1 /cfg/raw; stat -Lc '%a %n' /sec/k /sec/o /all/a; ls /none /nokey | wc -l; ls /all | tr '\\n' ' '; cat /etc/single
-echo
+cat /cfg/deep/er/x; od -An -tx1 /cfg/raw; stat -Lc '%a %n' /sec/k /sec/o /all/a; ls /none /nokey | wc -l; ls /all | tr '\\n' ' '
+cat /etc/single; echo
 echo hi > /mine/file; find /work -type f; touch /cfg/no 2>&1 | grep -o 'Read-only file system'
 """
     env = [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
