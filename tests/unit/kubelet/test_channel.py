@@ -87,7 +87,7 @@ class Peer:
     async def closed(self) -> bool:
         try:
             return await asyncio.wait_for(self.reader.read(), 5) == b""
-        except OSError:
+        except ConnectionError:  # not OSError: a time-out is one
             return True
 
     async def close(self) -> None:
@@ -170,6 +170,15 @@ async def test_nonsense_ends_the_connection_only(listener: Listener, certificate
     await good.hello()
     assert await good.receive() == {"type": "welcome"}
     await good.close()
+
+
+async def test_frame_that_is_too_long_ends_the_connection(listener: Listener, certificates: pathlib.Path) -> None:
+    peer = await Peer.dial(listener, certificates)
+    await peer.hello()
+    await peer.receive()
+    peer.writer.write(records.HEADER.pack(records.MAX_FRAME + 6, b"J", 0))
+    assert await peer.closed()
+    await peer.close()
 
 
 async def test_report_about_another_pod_is_refused(listener: Listener, certificates: pathlib.Path) -> None:

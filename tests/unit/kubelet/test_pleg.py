@@ -196,3 +196,23 @@ async def test_slow_answers_make_the_pace_slower_but_not_blind(slurm: Slurm) -> 
     slurm.listed, slurm.seconds = [job(state=JobState.FAILED)], 0.1
     await asyncio.sleep(30)
     assert running.told[-1][1].state is JobState.FAILED
+
+
+@clock.virtual
+async def test_of_two_jobs_of_a_pod_the_submitted_one_counts(slurm: Slurm) -> None:
+    running = Running(slurm)
+    slurm.listed = [job("8"), job("7", state=JobState.FAILED)]
+    running.pleg.track(UID, "7")
+    await asyncio.sleep(1)
+    assert [found.job_id for _, found in running.told] == ["7"]
+
+
+@clock.virtual
+async def test_record_of_a_refused_request_is_no_job(slurm: Slurm) -> None:
+    running = Running(slurm)
+    slurm.listed = [job("7", state=JobState.FAILED, reason="BadConstraints")]
+    assert await running.pleg.look(UID) is None
+    slurm.listed.append(job("8", state=JobState.FAILED, reason="NonZeroExitCode"))
+    found = await running.pleg.look(UID)
+    assert found is not None
+    assert found.job_id == "8"

@@ -486,6 +486,8 @@ async def test_gone_by_force(world: World) -> None:
 @clock.virtual
 async def test_reason_of_the_queue_is_told_once(world: World) -> None:
     await world.start()
+    await world.tell(job(JobState.PENDING, reason="Resources"), seconds=0.1)
+    assert "Resources" not in str(world.status)  # most jobs start at once
     for _ in range(20):
         await world.tell(job(JobState.PENDING, reason="Priority"))
     shown = next(item for item in world.status["conditions"] if item["type"] == "PodReadyToStartContainers")

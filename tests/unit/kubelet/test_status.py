@@ -272,6 +272,8 @@ def test_sigterm_of_slurm_gets_slurms_reason() -> None:
     end = outcome.ended(job(states.JobState.PREEMPTED), final, None)
     assert (end.reason, end.disruption is not None) == ("Preempted", True)
     assert outcome.ended(None, final, None).reason == "Terminated"
+    final["reason"] = "DeadlineExceeded"  # the supervisor knows better
+    assert outcome.ended(job(states.JobState.PREEMPTED), final, None).reason == "DeadlineExceeded"
 
 
 def test_succeeded_whatever_slurm_says() -> None:

@@ -23,9 +23,11 @@ async def test_submit_returns_the_id(fake: FakeSlurm) -> None:
 
 
 async def test_nothing_of_the_enclosing_job_reaches_the_commands(fake: FakeSlurm) -> None:
-    fake.answers({"command": "sbatch", "stdout": "42\n"})
+    fake.answers({"command": "sbatch", "stdout": "42\n"}, {"command": "squeue"})
+    await fake.slurm.jobs()
+    assert fake.calls.pop()["environment"] == ["SLURM_CONF", "SLURM_TIME_FORMAT"]
     await fake.slurm.submit("/x/job.sh")
-    assert fake.calls[0]["environment"] == ["SLURM_CONF"]
+    assert fake.calls[-1]["environment"] == ["SLURM_CONF"]
     given = {"HOME": "/h", "AWS_SECRET": "x", "APPTAINERENV_X": "y", "APPTAINER_BIND": "/", "SITE": "s", "SLURM_JOB_ID": "1"}
     assert commands.job_environment(given, ["SITE"]) == {"HOME": "/h", "SITE": "s", "LC_MESSAGES": "C"}
 
