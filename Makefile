@@ -4,7 +4,8 @@ CACHE := $(or $(HPK_CACHE),$(if $(filter 0,$(shell id -u)),/var/cache/hpk,$(or $
 VENV := $(CACHE)/test-venv
 RUN := PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m
 
-.PHONY: help demo demo-down install test unit component e2e check fmt venv
+BENCH ?=
+.PHONY: bench help demo demo-down install test unit component e2e faults check fmt venv
 help: ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -22,6 +23,10 @@ component: venv ## tests against a real API server (after `make test` or `hpk im
 	$(RUN) pytest tests/component
 e2e: venv ## tests on the virtual cluster (as root)
 	$(RUN) pytest tests/e2e
+faults: venv ## 300 faults injected in a row on the virtual cluster, FAULTS="--count N --seed N" for others (as root; docs/faults.md)
+	$(RUN) tests.faults $(FAULTS)
+bench: venv ## what Pods cost beside plain jobs, as in docs/performance.md (as root, on a quiet machine; BENCH="start --rounds 5")
+	$(RUN) tests.bench $(BENCH)
 check: venv ## linters; changes nothing
 	$(RUN) pytest -q tests/unit/test_linters.py
 fmt: venv ## format and mend what linters can mend
