@@ -145,14 +145,14 @@ def _settings(private: paths.SlurmDir, address: str, cpus: int | None) -> dict[s
         last = None
     last = {name: value for name, value in last.items() if isinstance(value, int)} if isinstance(last, dict) else {}
     real = len(os.sched_getaffinity(0))
-    running = finder.daemon_pid(private, "slurmctld") != 0
+    busy = daemons.has_running_steps()
     with open("/proc/meminfo", encoding="ascii") as file:
         memory = conf.memory_mb(file.read())
     settings = {
         "cpus": cpus or last.get("cpus") or conf.default_cpus(real),
-        "memoryMB": last.get("memoryMB", memory) if running else memory,
+        "memoryMB": last.get("memoryMB", memory) if busy else memory,
     }
-    if running and settings["cpus"] != last.get("cpus", settings["cpus"]) and _jobs(private, *_ACTIVE):
+    if busy and settings["cpus"] != last.get("cpus", settings["cpus"]):
         raise errors.StateError(
             f"--cpus: the node's CPUs ({last['cpus']}) cannot be changed while jobs run: Slurm would end them",
             hint="`hpk slurm down --cancel` ends them and stops; settings can be changed by the next `hpk slurm up`",
@@ -280,8 +280,9 @@ def _fail_node(private: paths.SlurmDir, host: str) -> None:
     By itself it notices only that the kernel was booted anew, which it was not where a container or a virtual machine's daemons were
     killed.
     """
-    for state in ("down", "resume"):
-        _command(private, "scontrol", "update", f"NodeName={host}", f"State={state}", "Reason=started anew").check()
+    update = ("scontrol", "update", f"NodeName={host}")
+    _command(private, *update, "State=down", "Reason=started anew").check()
+    _command(private, *update, "State=resume")  # refused when slurmd has just registered: then the node is back already
     _wait_ready(private)
 
 
