@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import time
 
 from hpk import files, sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+#: Age in seconds from which a folder that nobody holds is what a killed job left behind.
+STALE = 600.0
 
 
 class Scratch:
@@ -22,12 +28,14 @@ class Scratch:
         name = f"hpk-{plan['uid']}"
         if any(spec.get("mpi") for spec in [*plan.get("initContainers", []), *plan["containers"]]):
             # ranks on other nodes see the shared home only
+            self.bases = []
             self.disk = _fallback(plan["podDir"], "scratch")
             self.memory = _fallback(self.disk, "shm")
             self._make_shm()
             return
         bases = [os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"]  # noqa: S108
-        self.disk = _private_folder([base for base in bases if base], name) or _fallback(plan["podDir"], "scratch")
+        self.bases = [base for base in bases if base]
+        self.disk = _private_folder(self.bases, name) or _fallback(plan["podDir"], "scratch")
         self.memory = _private_folder(["/dev/shm"], name) or _fallback(self.disk, "shm")  # noqa: S108
         self._make_shm()
 
@@ -35,6 +43,14 @@ class Scratch:
         shm = os.path.join(self.memory, ".shm")  # no volume can have this name
         os.mkdir(shm)
         os.chmod(shm, 0o1777)  # noqa: S103 - as /dev/shm is everywhere
+
+    def remove_stale(self) -> None:
+        """Begin to clear away what killed jobs left beside our folders; the process that does it is reaped with all others."""
+        if os.fork() == 0:
+            try:
+                remove_stale([*self.bases, "/dev/shm"])  # noqa: S108
+            finally:
+                os._exit(0)
 
     def remove(self) -> None:
         for path in (self.memory, self.disk):
@@ -49,8 +65,37 @@ def _private_folder(bases: list[str], name: str) -> str | None:
             os.mkdir(path, 0o700)
         except OSError:
             continue
+        _hold(path)
         return path
     return None
+
+
+def _hold(path: str) -> bool:
+    """Lock a folder for as long as this process lives (flock(2)). False: another process holds it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return False
+    return True  # the descriptor stays open on purpose
+
+
+def remove_stale(bases: list[str]) -> None:
+    """Remove what our jobs left in ``bases`` when their node or all of their processes were killed. For a forked child."""
+    for base in bases:
+        try:
+            with os.scandir(base) as entries:
+                found = [entry.path for entry in entries if entry.name.startswith("hpk-") and entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        for path in found:
+            try:
+                status = os.stat(path, follow_symlinks=False)
+                if status.st_uid == os.getuid() and time.time() - status.st_mtime > STALE and _hold(path):
+                    remove_tree(path)
+            except OSError:
+                continue  # it has just been removed
 
 
 def _fallback(parent: str, name: str) -> str:
@@ -69,8 +114,15 @@ def remove_tree(path: str) -> None:
                 if entry.is_dir(follow_symlinks=False):
                     remove_tree(entry.path)
                 else:
-                    os.unlink(entry.path)
+                    _unlink(entry.path)
         os.rmdir(path)
+    except OSError:
+        pass
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
     except OSError:
         pass
 

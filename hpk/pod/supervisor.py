@@ -76,6 +76,7 @@ class Supervisor:
                 self.loop.later(0, self.channel.dial)
             self.guard = processes.Guard([self.scratch.disk, self.scratch.memory])
             self._make_sandbox()
+            self.scratch.remove_stale()
             self.loop.run()
         finally:
             processes.kill_descendants()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,22 @@ def test_remove_tree_ignores_modes_and_does_not_follow_links(tmp_path: Path) -> 
 def test_values_of_the_job_take_the_place_of_sentinels() -> None:
     value = {"a": ["x \ufdd0POD_IP\ufdd1 y", 1, None], "b": {"c": "\ufdd0SCRATCH\ufdd1/v"}}
     assert node.replace_values(value, {"POD_IP": "1.2.3.4", "SCRATCH": "/s"}) == {"a": ["x 1.2.3.4 y", 1, None], "b": {"c": "/s/v"}}
+
+
+def test_folders_of_killed_jobs_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
+    for name in ("hpk-old-1", "hpk-used-2", "hpk-new-3", "other-4"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("")
+        if "new" not in name:
+            os.utime(tmp_path / name, (0, 0))
+    (tmp_path / "hpk-link-5").symlink_to(tmp_path / "other-4")
+    with subprocess.Popen(["flock", str(tmp_path / "hpk-used-2"), "sleep", "60"], start_new_session=True) as holder:
+        try:
+            while subprocess.run(["flock", "--nonblock", str(tmp_path / "hpk-used-2"), "true"]).returncode == 0:
+                time.sleep(0.01)
+            os.utime(tmp_path / "hpk-used-2", (0, 0))
+            node.remove_stale([str(tmp_path), str(tmp_path / "missing")])
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hpk-link-5", "hpk-new-3", "hpk-used-2", "other-4"]
+    assert (tmp_path / "other-4" / "file").exists()
