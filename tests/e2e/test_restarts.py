@@ -283,7 +283,7 @@ def test_preempted_pod_is_replaced_and_its_job_not_requeued(own: Own) -> None:
         assert (condition["status"], condition["reason"]) == ("True", "PreemptionByScheduler")
         own.wait(lambda: [item for item in own.list("pods", "app=cheap") if item["status"].get("phase") == "Pending"], 15)
         states = own.run("squeue", "--me", "-h", "-t", "all", "-n", f"default/{name}", "-o", "%T").stdout.split()
-        assert states == ["PREEMPTED"]
+        assert states in (["PREEMPTED"], ["FAILED"])  # one job; it may have left before Slurm ended it
     finally:
         own.run("scancel", strong.stdout.strip())
     own.kubectl("rollout", "status", "deployment/cheap", "--timeout=120s", timeout=130)
