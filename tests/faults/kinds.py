@@ -70,12 +70,13 @@ def _killed_at(point: str) -> None:
     @kind(f"kubelet killed {point.replace('-', ' ')}")
     def inject(scene: Scene) -> None:
         scene.arm(point)
-        first = scene.pod()
         if point in ("before-delete", "before-remove"):
-            scene.ledger.await_phase(first, "Succeeded", "Failed", "gone")
-            first.deleted = True
-            scene.ledger.delete(first)
+            pod = scene.pod(300)  # the API server itself removes a Pod that has ended
+            scene.ledger.await_phase(pod, "Running")
+            pod.deleted = True
+            scene.ledger.delete(pod)
         else:
+            scene.pod()
             scene.pod()
         scene.await_death(point)
 

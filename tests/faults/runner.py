@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.faults import kinds
+from tests.faults import api, kinds
 from tests.faults.ledger import Ledger, Residents
 from tests.faults.victim import Victim
+from tests.testbed import commands
 
 #: Pods that may be on their way while the next fault is injected: faults meet what former ones left behind.
 IN_FLIGHT = 6
@@ -88,13 +89,18 @@ def run(victim: Victim, planned: Sequence[kinds.Kind], dice: random.Random, *, o
             scene.number = number
             names.append(kind.name)
             start = time.monotonic()
-            kind.inject(scene)
+            row = result.rows.setdefault(kind.name, Row())
+            try:
+                kind.inject(scene)
+                row.injected += 1
+            except (AssertionError, TimeoutError, api.APIError, commands.TestbedError) as exc:
+                result.problems.append(f"fault {number}, {kind.name}: not injected: {exc}")
+                say(result.problems[-1])
+                victim.disarm()
             ledger.look()
             while len(ledger.open()) > IN_FLIGHT:
                 time.sleep(0.3)
                 ledger.look()
-            row = result.rows.setdefault(kind.name, Row())
-            row.injected += 1
             for problem in residents.problems():
                 row.wrong += 1
                 result.problems.append(f"fault {number}, {kind.name}: {problem}")

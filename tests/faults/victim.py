@@ -164,6 +164,10 @@ exec /usr/bin/sbatch --parsable --job-name=hpk-faults --comment="hpk control-pla
         except FileNotFoundError:
             return 0
 
+    def disarm(self) -> None:
+        for name in ("point", "sbatch", "squeue", "scancel"):
+            self.command_well(name)
+
     def command_well(self, command: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.outside("faults", command))
