@@ -153,8 +153,8 @@ class Job:
         if left:
             raise AssertionError(f"left behind: {left}")
 
-    def start(self, **extra: str) -> Job:
-        argv = ["/bin/bash", str(self.pod_dir / "job.sh")]
+    def start(self, prefix: Sequence[str] = (), **extra: str) -> Job:
+        argv = [*prefix, "/bin/bash", str(self.pod_dir / "job.sh")]
         env = {**self.space.env(), "HPK_PYTHON": PYTHON, **extra}
         with open(self.pod_dir / "slurm.out", "ab") as out:
             self.process = subprocess.Popen(

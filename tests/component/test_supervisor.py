@@ -477,6 +477,16 @@ def test_without_namespaces(space: podjob.Workspace) -> None:
     assert job.leftovers() == []
 
 
+def test_goes_on_where_user_namespaces_are_forbidden_and_says_so(space: podjob.Workspace) -> None:
+    limit = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
+    job = space.job("forbidden", [{"name": "main", "command": "echo ran"}])
+    job.start(["unshare", "--user", "--map-root-user", "sh", "-c", limit, "sh"])
+    job.wait()
+    assert job.log("main") == "ran\n", job.output()
+    [(_, _, message)] = job.events("NoSandbox")
+    assert "user.max_user_namespaces" in message
+
+
 def test_runtime_missing(space: podjob.Workspace) -> None:
     job = space.job("no-runtime", [{"name": "main", "command": "true"}])
     job.start(PATH="/usr/sbin:/usr/bin:/sbin:/bin")
