@@ -91,10 +91,11 @@ def burst(cluster: Cluster, count: int) -> None:
 def memory(cluster: Cluster) -> None:
     time.sleep(20)  # idle
     rows = [row for row in usage.control_plane(cluster) if row.name != "slurmctld"]
-    print("\n| (d) control-plane job, idle | RSS MB | PSS MB |\n| --- | ---: | ---: |")
+    print("\n| (d) control-plane job, idle | RSS MB | PSS MB | anonymous MB |\n| --- | ---: | ---: | ---: |")
     for row in rows:
-        print(f"| {row.name} | {row.rss:.0f} | {row.pss:.0f} |")
-    print(f"| all | {sum(row.rss for row in rows):.0f} | {sum(row.pss for row in rows):.0f} |")
+        print(f"| {row.name} | {row.rss:.0f} | {row.pss:.0f} | {row.anonymous:.0f} |")
+    sums = [sum(getattr(row, kind) for row in rows) for kind in ("rss", "pss", "anonymous")]
+    print(f"| all | {' | '.join(f'{total:.0f}' for total in sums)} |", flush=True)
     cluster.apply(pod("idle", "sleep", "1000"))
     cluster.wait_phase("idle", "Running")
     time.sleep(8)

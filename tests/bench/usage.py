@@ -6,14 +6,15 @@ import re
 
 from tests.e2e.cluster import Cluster
 
-#: One line per process of a user: pid, RSS and PSS in KiB, clock ticks of user and system time, voluntary switches, command line.
+#: One line per process of a user: pid, RSS, PSS and anonymous memory in KiB, clock ticks of user and system time, voluntary
+#: switches, command line.
 _SCRIPT = r"""
 for node in /proc/[0-9]*; do
   [ "$(stat -c %U "$node" 2>/dev/null)" = "$1" ] || continue
-  set -- "$1" $(awk '/^Rss:/{r=$2} /^Pss:/{p=$2} END{print r+0, p+0}' "$node/smaps_rollup" 2>/dev/null)
+  set -- "$1" $(awk '/^Rss:/{r=$2} /^Pss:/{p=$2} /^Anonymous:/{a=$2} END{print r+0, p+0, a+0}' "$node/smaps_rollup" 2>/dev/null)
   ticks=$(sed 's/.*) //' "$node/stat" 2>/dev/null | awk '{print $12 + $13}')
   switches=$(cat "$node"/task/*/status 2>/dev/null | awk '/^voluntary_ctxt/{n+=$2} END{print n+0}')
-  [ "${2:-0}" -gt 0 ] && echo "${node#/proc/}|$2|$3|$ticks|$switches|$(tr '\0\n' '  ' < "$node/cmdline")"
+  [ "${2:-0}" -gt 0 ] && echo "${node#/proc/}|$2|$3|$4|$ticks|$switches|$(tr '\0\n' '  ' < "$node/cmdline")"
   set -- "$1"
 done
 true
@@ -40,8 +41,8 @@ _NAMES = (
 
 class Process:
     def __init__(self, line: str) -> None:
-        pid, rss, pss, ticks, switches, command = line.split("|", 5)
-        self.pid, self.rss, self.pss = int(pid), int(rss) / 1024, int(pss) / 1024
+        pid, rss, pss, anonymous, ticks, switches, command = line.split("|", 6)
+        self.pid, self.rss, self.pss, self.anonymous = int(pid), int(rss) / 1024, int(pss) / 1024, int(anonymous) / 1024
         self.cpu, self.switches = int(ticks or 0) / 100, int(switches)
         self.command = command.strip()
         self.name = next((name for pattern, name in _NAMES if re.search(pattern, self.command)), self.command[:60])
@@ -50,7 +51,7 @@ class Process:
 def processes(cluster: Cluster, host: str, user: str = "") -> list[Process]:
     """The user's processes on ``host``, largest first."""
     lines = cluster.bed.root("bash", "-c", _SCRIPT, "usage", user or cluster.user, host=host).stdout.splitlines()
-    return sorted((Process(line) for line in lines if line.count("|") >= 5), key=lambda found: -found.rss)
+    return sorted((Process(line) for line in lines if line.count("|") >= 6), key=lambda found: -found.rss)
 
 
 def control_plane(cluster: Cluster) -> list[Process]:
