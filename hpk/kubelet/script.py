@@ -27,6 +27,9 @@ MPI_FLAGS_ANNOTATION = "slurm-job.hpk.io/mpi-flags"
 
 #: Seconds before the time limit at which Slurm warns the supervisor, beyond the Pod's own grace period.
 WARNING_MARGIN = 10
+#: Seconds by which that warning may come too early (sbatch(1), --signal), and the largest time that can be asked for.
+WARNING_EARLY = 60
+WARNING_LONGEST = 65535
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Names that a shell, or the runtime's own, does not let a script set.
@@ -86,7 +89,8 @@ def _sbatch_options(plan: podplan.PodPlan) -> Iterator[str]:
     numbers = {
         "--cpus-per-task": job.cpus,
         "--mem": f"{job.memory_mb}M" if job.memory_mb else "",
-        "--time": _slurm_time(job.time_limit) if job.time_limit else "",
+        # room for the warning: the Pod's own deadline comes first, by the supervisor's clock
+        "--time": _slurm_time(job.time_limit + WARNING_MARGIN + WARNING_EARLY) if job.time_limit else "",
     }
     words = {
         "--job-name": job.name,
@@ -97,7 +101,7 @@ def _sbatch_options(plan: podplan.PodPlan) -> Iterator[str]:
         "--open-mode": "append",
         # the kubelet gives sbatch few variables; NONE would have Slurm run a login shell on the node first
         "--export": "ALL",
-        "--signal": f"B:TERM@{plan.termination_grace_period + WARNING_MARGIN}",
+        "--signal": f"B:TERM@{min(plan.termination_grace_period + WARNING_MARGIN, WARNING_LONGEST)}",
         **numbers,
         "--gres": ",".join(job.gres),
         "--partition": job.partition,

@@ -142,6 +142,17 @@ def test_line_breaks_in_flags_are_refused_by_name(flag: str) -> None:
         script.job_script(plan(job={"flags": (flag,)}))
 
 
+def test_time_limit_leaves_the_pod_its_deadline_before_slurms_warning() -> None:
+    text = script.job_script(plan(job={"time_limit": 60}, termination_grace_period=30))
+    minutes = int(text.partition("#SBATCH --time=")[2].split()[0])
+    warning = int(text.partition("#SBATCH --signal=B:TERM@")[2].split()[0])
+    assert minutes * 60 - warning - 60 >= 60 - 30  # what is left before the earliest warning, and the deadline
+
+
+def test_longest_grace_period_is_one_that_slurm_takes() -> None:
+    assert "--signal=B:TERM@65535" in script.job_script(plan(termination_grace_period=10**6))
+
+
 def test_line_breaks_in_mpi_flags_are_refused_by_name() -> None:
     with pytest.raises(errors.InvalidInput, match=r"annotation slurm-job\.hpk\.io/mpi-flags"):
         script.job_script(plan(container(mpi_flags=("-n\n2",))))
