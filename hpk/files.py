@@ -15,7 +15,14 @@ if TYPE_CHECKING:  # the in-job supervisor imports this module: typing, secrets 
 
 def private_dir(path: str) -> str:
     """Create ``path`` and its missing parents with mode 0700 and return it."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    parent = os.path.dirname(path)
+    if parent and not os.path.isdir(parent):
+        private_dir(parent)  # os.makedirs() would make the parents with the umask's mode
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
     return path
 
 

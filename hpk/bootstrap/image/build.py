@@ -57,7 +57,7 @@ def make(store: cache.Cache, folder: str, programs: dict[str, str], wanted: str,
     """
     runtime = procs.container_runtime()
     try:
-        files.private_dir(os.path.dirname(output))
+        os.makedirs(os.path.dirname(output), exist_ok=True)
     except OSError as exc:
         raise errors.InvalidInput(f"--output: {output}: {exc.strerror}") from exc
     temporary = os.path.join(os.path.dirname(output), f".{os.path.basename(output)}.{secrets.token_hex(4)}.tmp")

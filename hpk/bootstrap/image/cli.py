@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from hpk import config as configuration
-from hpk import errors, paths, procs
+from hpk import errors, files, paths, procs
 from hpk.bootstrap.image import build, cache, download, parts, progress, release, source
 
 
@@ -81,6 +81,8 @@ def _build(args: argparse.Namespace) -> None:
             programs = source.ensure(store, folder, arch, show)
         else:
             programs = release.ensure(store, arch, mirror, config.release_checksums, show)
+        if not args.output:
+            files.private_dir(where.images)
         build.make(store, folder, programs, wanted, output, show)
         if not args.output:
             build.put_kubectl(where, programs["kubectl"], show)

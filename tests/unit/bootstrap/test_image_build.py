@@ -105,6 +105,7 @@ def test_image_and_kubectl(machine: Machine, capsys: pytest.CaptureFixture[str])
         assert text in out
     assert machine.called() == ["build", "build", "exec"]
     assert build.COMPRESSION in machine.calls.read_text()
+    assert {(machine.home / ".hpk" / part).stat().st_mode & 0o777 for part in (".", "images", "bin")} == {0o700}
     assert sorted(os.listdir(machine.image.parent)) == ["control-plane.sif", "control-plane.sif.json"]
     assert sorted(os.listdir(machine.home / ".cache" / "hpk")) == ["bin", "lock"]
 
@@ -221,11 +222,12 @@ def test_the_site_has_one(machine: Machine, monkeypatch: pytest.MonkeyPatch, cap
 def test_output_elsewhere_is_readable_by_all_and_has_no_kubectl_beside(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     output = machine.folder / "site" / "control-plane.sif"
     monkeypatch.setenv("HPK_CACHE", str(machine.folder / "cache"))
-    old = os.umask(0o077)
+    old = os.umask(0o022)
     try:
         assert machine.hpk("--output", str(output)) == 0
     finally:
         os.umask(old)
+    assert output.parent.stat().st_mode & 0o777 == 0o755
     assert output.stat().st_mode & 0o777 == 0o755
     assert (machine.folder / "cache" / "bin" / "etcd").stat().st_mode & 0o777 == 0o755
     assert not (machine.home / ".hpk").exists()
