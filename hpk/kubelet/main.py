@@ -76,8 +76,8 @@ async def _alive(where: paths.Paths, recorded: asyncio.Event) -> None:
     """Touch the endpoint file soon after Events were recorded: the next kubelet will not record them again."""
     while True:
         await recorded.wait()
+        recorded.clear()  # before the pause: what comes during it is told by the next touch
         await asyncio.sleep(ALIVE_SECONDS)
-        recorded.clear()
         with contextlib.suppress(OSError):  # a comfort only
             os.utime(where.kubelet_endpoint)
 
