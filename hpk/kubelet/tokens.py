@@ -29,13 +29,13 @@ class TokenManager:
 
     def __init__(self, client: kube_client.Client) -> None:
         self._client = client
-        self._tokens: dict[tuple[str, str, int], _Token] = {}
+        self._tokens: dict[str, dict[tuple[str, int], _Token]] = {}  # by UID: thousands of Pods end at once
 
     async def get(self, pod: Mapping[str, Any], audience: str, seconds: int) -> str:
         """Return a valid token of the Pod's service account. Raises errors of hpk.kube.errors."""
         metadata = pod["metadata"]
-        key = (metadata["uid"], audience, seconds)
-        known = self._tokens.get(key)
+        key = (audience, seconds)
+        known = self._tokens.get(metadata["uid"], {}).get(key)
         now = time.time()
         if known is not None and now < known.renew_at:
             return known.text
@@ -46,12 +46,11 @@ class TokenManager:
         answer = await self._client.create(path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec})
         status = answer["status"]
         life = _parse_time(status["expirationTimestamp"]) - now
-        self._tokens[key] = _Token(status["token"], now + min(life * _USED_UP, _MAX_AGE))
+        self._tokens.setdefault(metadata["uid"], {})[key] = _Token(status["token"], now + min(life * _USED_UP, _MAX_AGE))
         return str(status["token"])
 
     def forget(self, uid: str) -> None:
-        for key in [key for key in self._tokens if key[0] == uid]:
-            del self._tokens[key]
+        self._tokens.pop(uid, None)
 
 
 def _parse_time(text: str) -> float:

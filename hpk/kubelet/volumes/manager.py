@@ -40,7 +40,7 @@ class VolumeManager:
         self._memory = memory
         self._objects = objects.Objects(client)
         self._tokens = tokens.TokenManager(client)
-        self._written: dict[tuple[str, str], bytes] = {}  # (UID, volume) to a hash of what was written last
+        self._written: dict[str, dict[str, bytes]] = {}  # UID to volume to a hash of what was written last
 
     def _dir(self, pod: Object) -> paths.PodDir:
         metadata = pod["metadata"]
@@ -75,16 +75,16 @@ class VolumeManager:
         """Write the Pod's configMap, secret, downwardAPI and projected volumes. Raises NotReady, errors of hpk.kube.errors, OSError."""
         for name, content in (await self._contents(pod, self._objects)).items():
             await asyncio.to_thread(atomic.write, self._dir(pod).volume(name), content)
-            self._written[pod["metadata"]["uid"], name] = _hash(content)
+            self._written.setdefault(pod["metadata"]["uid"], {})[name] = _hash(content)
 
     async def refresh(self, pod: Object, source: objects.Objects | None = None) -> bool:
         """Bring what changed to a running Pod; whether anything did. What cannot be had stays as it was, with upstream's error."""
         changed = False
         for name, content in (await self._contents(pod, source or self._objects)).items():
-            key, value = (pod["metadata"]["uid"], name), _hash(content)
-            if self._written.get(key) != value:
+            written, value = self._written.setdefault(pod["metadata"]["uid"], {}), _hash(content)
+            if written.get(name) != value:
                 changed |= await asyncio.to_thread(atomic.write, self._dir(pod).volume(name), content, create=False)
-                self._written[key] = value
+                written[name] = value
         return changed
 
     async def keep_fresh(self, pods: Callable[[], Iterable[Object]]) -> None:
@@ -106,8 +106,7 @@ class VolumeManager:
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a Pod that is gone."""
         self._tokens.forget(uid)
-        for key in [key for key in self._written if key[0] == uid]:
-            del self._written[key]
+        self._written.pop(uid, None)
 
     async def _contents(self, pod: Object, source: objects.Objects) -> dict[str, payload.Payload]:
         written = [volume for volume in pod["spec"].get("volumes") or [] if payload.kind_of(volume) in payload.KINDS]
