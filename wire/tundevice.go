@@ -1,0 +1,92 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// stallTime is how long the reader of the TUN device may be kept waiting for buffers before the packets that wait for peers which do
+// not answer are given up. Such packets would keep their buffers for 90 s, and all other traffic with them.
+const stallTime = 10 * time.Millisecond
+
+// tunDevice is the library's TUN device with a smaller batch, an MTU that is told (the device is in another network namespace, where
+// the library cannot ask), and no end by a packet that it does not understand.
+type tunDevice struct {
+	tun.Device
+	mtu     int
+	bufs    [][]byte // the caller's and, behind them, our own for what a large packet has more segments
+	sizes   []int
+	own     [][]byte
+	pending int // how many of our own are still to be handed over, beginning at next
+	next    int
+	errors  int
+	busy    atomic.Bool // the reader works on what Read has returned
+	stall   *time.Timer
+}
+
+// newTunDevice calls onStall whenever what was read has been worked on for stallTime.
+func newTunDevice(inner tun.Device, mtu int, onStall func()) *tunDevice {
+	dev := &tunDevice{Device: inner, mtu: mtu}
+	dev.stall = time.AfterFunc(time.Hour, func() {
+		if dev.busy.Load() {
+			onStall()
+			dev.stall.Reset(stallTime)
+		}
+	})
+	total := conn.IdealBatchSize
+	dev.bufs, dev.sizes = make([][]byte, total), make([]int, total)
+	// Whole buffers, as a Pod's root may change the MTU of its device. Only what is written to takes memory.
+	store := make([]byte, (total-batchSize)<<16)
+	for range total - batchSize {
+		dev.own = append(dev.own, store[:1<<16:1<<16])
+		store = store[1<<16:]
+	}
+	return dev
+}
+
+func (dev *tunDevice) MTU() (int, error) { return dev.mtu, nil }
+
+func (dev *tunDevice) BatchSize() int { return batchSize }
+
+// Read returns the segments of the next packet, at most len(bufs) of them.
+func (dev *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	dev.busy.Store(false)
+	dev.stall.Stop()
+	n, err := dev.read(bufs, sizes, offset)
+	dev.busy.Store(true)
+	dev.stall.Reset(stallTime)
+	return n, err
+}
+
+func (dev *tunDevice) read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	if dev.pending > 0 {
+		n := min(dev.pending, len(bufs))
+		for i := range n {
+			from := dev.next + i
+			size := dev.sizes[len(bufs)+from]
+			copy(bufs[i][offset:], dev.own[from][offset:offset+size])
+			sizes[i] = size
+		}
+		dev.next, dev.pending = dev.next+n, dev.pending-n
+		return n, nil
+	}
+	all := append(append(dev.bufs[:0], bufs...), dev.own...)
+	n, err := dev.Device.Read(all, dev.sizes[:len(all)], offset)
+	if err != nil && !errors.Is(err, os.ErrClosed) {
+		// The library would end over it, and with it the Pod's network, by one odd packet.
+		if dev.errors++; dev.errors > 100 {
+			time.Sleep(stallTime)
+		}
+		return 0, nil
+	}
+	dev.errors = 0
+	taken := min(n, len(bufs))
+	copy(sizes, dev.sizes[:taken])
+	dev.next, dev.pending = 0, n-taken
+	return taken, err
+}
