@@ -81,11 +81,19 @@ def start(cluster: Cluster, rounds: int) -> None:
 
 
 def burst(cluster: Cluster, count: int) -> None:
-    found = in_bed(cluster, "burst", image(cluster), str(count), timeout=120 + 4 * count)
-    print(f"\n| (b) {count} short ones | all submitted or created, s | all done, s | a second |\n| --- | ---: | ---: | ---: |")
-    print(f"| Pods ({found['failed']} failed) | {found['created']:.1f} | {found['pods']:.1f} | {count / found['pods']:.2f} |")
-    print(f"| loop of `sbatch` | {found['submitted']:.1f} | {found['bare']:.1f} | {count / found['bare']:.2f} |")
-    print(f"| ratio | | {found['pods'] / found['bare']:.2f} | |")
+    sif = image(cluster)
+    print(f"\n| (b) {count} short ones | made, s | all done, s | a second | CPU ms each |\n| --- | ---: | ---: | ---: | ---: |", flush=True)
+    rows = []
+    for title, argv in (("Pods", ("burst", str(count))), ("loop of `sbatch`", ("loop", sif, str(count)))):
+        time.sleep(5)
+        before = sum(usage.cpu(cluster).values())
+        found = in_bed(cluster, *argv, timeout=120 + 4 * count)
+        time.sleep(5)
+        cpu = (sum(usage.cpu(cluster).values()) - before) * 1000 / count
+        rows.append((found["done"], cpu))
+        failed = f" ({found['failed']} failed)" if found.get("failed") else ""
+        print(f"| {title}{failed} | {found['made']:.1f} | {found['done']:.1f} | {count / found['done']:.2f} | {cpu:.0f} |", flush=True)
+    print(f"| ratio | | {rows[0][0] / rows[1][0]:.2f} | | {rows[0][1] / rows[1][1]:.2f} |")
 
 
 def memory(cluster: Cluster) -> None:
@@ -120,13 +128,16 @@ def memory(cluster: Cluster) -> None:
 def path(cluster: Cluster, counts: list[int]) -> None:
     names = ("hpk kubelet", "hpk scheduler", "kube-apiserver", "etcd", "slurmctld")
     image(cluster)
-    print("\n(e) control path alone: Pods whose jobs Slurm holds. CPU in ms for each Pod; RSS in MB with all of them queued.\n")
-    print(f"| Pods | created/s | queued in Slurm/s | {' | '.join(f'{name}: CPU, RSS' for name in names)} | one squeue, s | deleted/s |")
-    print(f"| ---: | ---: | ---: |{' ---: |' * len(names)} ---: | ---: |")
+    print("\n(e) control path alone: Pods whose jobs Slurm holds. CPU in ms for each Pod; RSS in MB with all of them queued.\n", flush=True)
+    print(
+        f"| Pods | created/s | queued in Slurm/s | {' | '.join(f'{name}: CPU, RSS' for name in names)} | everything: CPU | one squeue, s | deleted/s |"
+    )
+    print(f"| ---: | ---: | ---: |{' ---: |' * len(names)} ---: | ---: | ---: |", flush=True)
     for count in counts:
-        before = {row.name: row for row in usage.control_plane(cluster)}
+        before, total = {row.name: row for row in usage.control_plane(cluster)}, sum(usage.cpu(cluster).values())
         made = in_bed(cluster, "create", str(count), timeout=200 + count)
         after = {row.name: row for row in usage.control_plane(cluster)}
+        total = (sum(usage.cpu(cluster).values()) - total) * 1000 / count
         cells = [f"{(after[name].cpu - before[name].cpu) * 1000 / count:.1f}, {after[name].rss:.0f}" for name in names]
         idle = usage.control_plane(cluster)
         time.sleep(20)
@@ -134,7 +145,9 @@ def path(cluster: Cluster, counts: list[int]) -> None:
         busy = {row.name: (quiet[row.name].cpu - row.cpu) / 20 * 100 for row in idle if row.name in names}
         gone = in_bed(cluster, "delete", str(count), timeout=200 + count)
         rates = f"{count / made['created']:.0f} | {count / made['seconds']:.1f}"
-        print(f"| {count} | {rates} | {' | '.join(cells)} | {made['squeue']:.2f} | {count / gone['seconds']:.1f} |", flush=True)
+        print(
+            f"| {count} | {rates} | {' | '.join(cells)} | {total:.0f} | {made['squeue']:.2f} | {count / gone['seconds']:.1f} |", flush=True
+        )
         print(f"  while they wait, % of a CPU: {', '.join(f'{name} {value:.1f}' for name, value in busy.items())}", flush=True)
 
 
@@ -158,8 +171,9 @@ def main() -> None:
     load = os.getloadavg()[0]
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} CPUs, kernel {platform.release()}, load before {load:.1f}", flush=True)
     try:
+        alice.stop()
+        alice.run("rm", "-rf", f"{alice.home}/.hpk")  # a new cluster, also on a bed that was kept
         if "boot" in wanted:
-            alice.run("rm", "-rf", f"{alice.home}/.hpk")
             boot(alice)
         else:
             alice.start()

@@ -1,7 +1,8 @@
 """Runs as the user on the login host of the test bed and prints one line of JSON.
 
     in_bed.py KUBECONFIG starts SIF ROUNDS     Pods and bare jobs in turn: seconds to the first process in the container, by step
-    in_bed.py KUBECONFIG burst SIF COUNT       COUNT short Pods, and a loop of COUNT `sbatch`: seconds until the last one is done
+    in_bed.py KUBECONFIG burst COUNT           COUNT short Pods: seconds until the last one is done
+    in_bed.py KUBECONFIG loop SIF COUNT        the same with a loop of COUNT `sbatch`
     in_bed.py KUBECONFIG create COUNT          COUNT Pods whose jobs are held: seconds until Slurm has them all
     in_bed.py KUBECONFIG delete COUNT          ... until they are gone, from the API server and from Slurm's queue
 
@@ -12,6 +13,7 @@ reads before it begins (all hosts of the bed have one kernel). Resolution 10 ms;
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import glob
 import http.client
 import json
@@ -27,6 +29,8 @@ import urllib.parse
 import yaml
 
 PODS = "/api/v1/namespaces/default/pods"
+#: Connections at the same time to create and delete many.
+WORKERS = 8
 TAG = f"bench-{os.getpid()}"
 
 
@@ -160,11 +164,9 @@ def remaining(api: API, selector: str) -> int:
     return len(answer["items"]) + int(answer["metadata"].get("remainingItemCount") or 0)
 
 
-def burst(api: API, image: str, count: int) -> dict:
+def burst(api: API, count: int) -> dict:
     begin = uptime()
-    for number in range(count):
-        status, answer = api.call("POST", PODS, pod(f"{TAG}-{number}", "true", bench="burst"))
-        assert status == 201, answer
+    each(api, [("POST", PODS, pod(f"{TAG}-{number}", "true", bench="burst")) for number in range(count)])
     created = uptime()
     while True:
         items = json.loads(api.call("GET", f"{PODS}?labelSelector=bench=burst")[1])["items"]
@@ -172,24 +174,20 @@ def burst(api: API, image: str, count: int) -> dict:
         if all(phase in ("Succeeded", "Failed") for phase in phases):
             break
         time.sleep(1)
-    pods = uptime()
-    failed = phases.count("Failed")
-    api.call("DELETE", f"{PODS}?labelSelector=bench=burst")
-    time.sleep(5)
+    done = uptime()
+    each(api, [("DELETE", f"{PODS}/{TAG}-{number}") for number in range(count)])
+    return {"failed": phases.count("Failed"), "made": created - begin, "done": done - begin}
+
+
+def loop(image: str, count: int) -> dict:
     script = f"#!/bin/bash\nexec apptainer -s exec --contain --no-home --cleanenv {image} true\n"
-    middle = uptime()
+    begin = uptime()
     for _ in range(count):
         subprocess.run(["sbatch", "-J", "bare", "-n1", "-o", "/dev/null"], input=script, text=True, check=True, capture_output=True)
     submitted = uptime()
     while subprocess.run(["squeue", "--me", "-h", "-n", "bare"], capture_output=True, text=True, check=True).stdout.strip():
         time.sleep(1)
-    return {
-        "failed": failed,
-        "created": created - begin,
-        "pods": pods - begin,
-        "submitted": submitted - middle,
-        "bare": uptime() - middle,
-    }
+    return {"made": submitted - begin, "done": uptime() - begin}
 
 
 def queued() -> tuple[int, float]:
@@ -199,11 +197,24 @@ def queued() -> tuple[int, float]:
     return sum(1 for line in text.splitlines() if line.startswith("default/held-")), uptime() - begin
 
 
+def each(api: API, calls: list[tuple]) -> None:
+    """Make the calls, WORKERS at a time, each worker with a connection of its own."""
+    left = iter(calls)
+
+    def work() -> None:
+        mine = API(api.kubeconfig)
+        for call in left:
+            status, answer = mine.call(*call)
+            assert status in (200, 201), answer
+
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        for done in [pool.submit(work) for _ in range(WORKERS)]:
+            done.result()
+
+
 def create(api: API, count: int) -> dict:
     begin = uptime()
-    for number in range(count):
-        status, answer = api.call("POST", PODS, pod(f"held-{number}", "true", flags="--hold", bench="held"))
-        assert status == 201, answer
+    each(api, [("POST", PODS, pod(f"held-{number}", "true", flags="--hold", bench="held")) for number in range(count)])
     created = uptime() - begin
     jobs, took = queued()
     while jobs < count:
@@ -215,7 +226,7 @@ def create(api: API, count: int) -> dict:
 
 def delete(api: API, count: int) -> dict:
     begin = uptime()
-    api.call("DELETE", f"{PODS}?labelSelector=bench=held")
+    each(api, [("DELETE", f"{PODS}/held-{number}") for number in range(count)])
     while remaining(api, "labelSelector=bench=held") or queued()[0]:
         assert uptime() - begin < 60 + count / 5, "they do not go"
         time.sleep(max(0.5, count / 1000))
@@ -224,10 +235,13 @@ def delete(api: API, count: int) -> dict:
 
 def main() -> None:
     api, command, rest = API(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    if command in ("starts", "burst"):
-        result = (starts if command == "starts" else burst)(api, rest[0], int(rest[1]))
+    count = int(rest[-1])
+    if command == "starts":
+        result = starts(api, rest[0], count)
+    elif command == "loop":
+        result = loop(rest[0], count)
     else:
-        result = (create if command == "create" else delete)(api, int(rest[0]))
+        result = {"burst": burst, "create": create, "delete": delete}[command](api, count)
     print(json.dumps(result))
 
 

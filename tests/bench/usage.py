@@ -54,6 +54,15 @@ def processes(cluster: Cluster, host: str, user: str = "") -> list[Process]:
     return sorted((Process(line) for line in lines if line.count("|") >= 6), key=lambda found: -found.rss)
 
 
+def cpu(cluster: Cluster) -> dict[str, float]:
+    """CPU seconds that each host has used, by its cgroup: what else the machine does is not in them."""
+    found = {}
+    for host in ("login", *cluster.bed.nodes):
+        with open(f"/sys/fs/cgroup/cpuacct/{cluster.bed.layout.cgroup(host)}/cpuacct.usage") as file:
+            found[host] = int(file.read()) / 1e9
+    return found
+
+
 def control_plane(cluster: Cluster) -> list[Process]:
     """Processes of the control-plane job, those of Pods on the same host left out, and slurmctld."""
     (job,) = [item for item in cluster.queue() if item["id"] == cluster.job]
