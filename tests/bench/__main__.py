@@ -129,9 +129,8 @@ def path(cluster: Cluster, counts: list[int]) -> None:
     names = ("hpk kubelet", "hpk scheduler", "kube-apiserver", "etcd", "slurmctld")
     image(cluster)
     print("\n(e) control path alone: Pods whose jobs Slurm holds. CPU in ms for each Pod; RSS in MB with all of them queued.\n", flush=True)
-    print(
-        f"| Pods | created/s | queued in Slurm/s | {' | '.join(f'{name}: CPU, RSS' for name in names)} | everything: CPU | one squeue, s | deleted/s |"
-    )
+    columns = " | ".join(f"{name}: CPU, RSS" for name in names)
+    print(f"| Pods | created/s | queued in Slurm/s | {columns} | everything: CPU | one squeue, s | deleted/s |")
     print(f"| ---: | ---: | ---: |{' ---: |' * len(names)} ---: | ---: | ---: |", flush=True)
     for count in counts:
         before, total = {row.name: row for row in usage.control_plane(cluster)}, sum(usage.cpu(cluster).values())
