@@ -1,7 +1,7 @@
 """A real etcd and kube-apiserver (kube-controller-manager on demand) for the component tests, without Slurm or containers.
 
 The binaries come from $HPK_CACHE/bin (default /var/cache/hpk/bin). Everything else is the tests' own: certificates, free ports on
-loopback, a temporary folder, and processes that end with the session.
+loopback, a temporary folder, and processes that end with the module.
 """
 
 from __future__ import annotations
@@ -277,8 +277,9 @@ async def until(check: Any, seconds: float = 10.0) -> Any:
         await asyncio.sleep(0.05)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[APIServer]:
+    """One for each module: nodes and Pods that another left behind would be scheduled, or in the way."""
     missing = [name for name in ("etcd", "kube-apiserver", "kubectl") if not os.access(os.path.join(BINARIES, name), os.X_OK)]
     if missing:
         pytest.skip(f"{', '.join(missing)} not in {BINARIES}: build the control-plane image first")

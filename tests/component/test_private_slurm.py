@@ -204,6 +204,7 @@ def test_jobs_of_a_machine_that_lost_power_end(alice: Home) -> None:
     until(lambda: not os.path.exists(alice.slurm / "run/slurmctld.pid"))
     for pid in alice.processes():
         os.kill(pid, signal.SIGKILL)
+    until(lambda: not alice.processes())
     alice.hpk("slurm", "up")
     alice.wait_state(lost, "NODE_FAIL")
     alice.wait_state(again, "RUNNING", seconds=60)
