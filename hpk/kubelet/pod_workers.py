@@ -347,8 +347,16 @@ class PodWorker:
         generation = self.pod["metadata"].get("generation")
         while loop.time() < end and not self.deleted and self.pod["metadata"].get("generation") == generation:
             self._wake.clear()
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.01, end - loop.time()))
+            await self._doze(max(0.01, end - loop.time()))
+
+    async def _doze(self, seconds: float) -> None:
+        """Until something is told, at most ``seconds`` (infinite: no limit). Thousands do that at once: no task of its own each."""
+        timer = None if seconds == float("inf") else asyncio.get_running_loop().call_later(seconds, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _deadline_left(self) -> float:
         """Seconds until activeDeadlineSeconds have passed since the Pod's start; infinite without it."""
@@ -364,8 +372,7 @@ class PodWorker:
             wait = await self._step()
             if self.ended is not None:
                 return
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), None if wait == float("inf") else max(wait, 0.01))
+            await self._doze(max(wait, 0.01))
 
     async def _step(self) -> float:
         """Look at the facts, do what they ask for; the seconds after which to look again."""
@@ -477,8 +484,7 @@ class PodWorker:
                 with contextlib.suppress(errors.SlurmUnknown):
                     await self._kit.slurm.cancel(self.submission.job_id)
                 self._kit.pleg.poke()
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LINGER_SECONDS)
+            await self._doze(LINGER_SECONDS)
 
     async def _await_deletion(self) -> None:
         """Keep the folder (logs) while the Pod is in the API; when it is to be deleted and its last status is there, delete it."""
@@ -506,8 +512,7 @@ class PodWorker:
                 with contextlib.suppress(errors.SlurmUnknown):
                     await self._kit.slurm.cancel(self.submission.job_id)
                 begin = stopping.now()
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LINGER_SECONDS)
+            await self._doze(LINGER_SECONDS)
         self._kit.pleg.untrack(self.uid)
 
     async def _delete(self) -> bool:
