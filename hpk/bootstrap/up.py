@@ -128,18 +128,25 @@ async def run(args: argparse.Namespace) -> int:
         if not config.control_plane.image and not config.control_plane.binaries:
             statedir.find_image(where, config)  # the job would tell the same, later
         statedir.prepare(where)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(where.cluster_run)  # of a run that is over: its job's number may come again
+        _forget(where)
         job_id = await submit(where, script, args.flags)
         ticker.tick(f"submitted: job {job_id}")
     else:
         job_id = job.job_id
         ticker.tick(f"job {job_id} is there already")
+        if job.state is states.JobState.PENDING:  # also one that ran and was put back into the queue: its node failed
+            _forget(where)
     if args.no_wait:
         return 0
     await follow(slurm, where, job_id, ticker, args.timeout)
     print(f"export KUBECONFIG={shlex.quote(where.kubeconfig)}", flush=True)
     return 0
+
+
+def _forget(where: paths.Paths) -> None:
+    """Remove the report of a run that is over: the number of its job may come again."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(where.cluster_run)
 
 
 async def follow(slurm: commands.Slurm, where: paths.Paths, job_id: str, ticker: Ticker, timeout: float) -> None:
