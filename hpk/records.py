@@ -53,7 +53,7 @@ report (``status.json``, and the ``status`` frame; written by the supervisor at 
                         the kubelet remembers the last seq it has recorded
 
 submission (``submission.json``, written by the kubelet around sbatch)
-    uid, state          "submitting" written before sbatch, "submitted" after its answer
+    uid, state          "submitting" written before sbatch, "submitted" after its answer, "refused" when there surely is no job
     jobID               of the submitted job, "" before
     submittedAt         RFC 3339
     attempt             number of sbatch calls so far

@@ -169,9 +169,40 @@ def test_slurmctld_is_away_while_pods_run(alice: Cluster) -> None:
         failed = alice.wait_phase(f"survivor-{RUN}", "Failed", timeout=60)  # the supervisor tells, Slurm cannot
         assert terminated(failed)["exitCode"] == 4
         assert alice.get("pod", f"longer-{RUN}")["status"]["phase"] == "Running"
+        alice.apply(pod(f"newcomer-{RUN}", "true"))
+        alice.wait(lambda: "SlurmUnreachable" in {event["reason"] for event in alice.events(f"newcomer-{RUN}")}, 60)
+        assert alice.get("pod", f"newcomer-{RUN}")["status"]["phase"] == "Pending"
     finally:
         alice.bed.root("slurmctld")
     alice.wait(lambda: alice.run("squeue", "--me", check=False).returncode == 0)
     time.sleep(3)
     assert alice.get("pod", f"longer-{RUN}")["status"]["phase"] == "Running"
-    alice.delete("pod", f"survivor-{RUN}", f"longer-{RUN}", "--grace-period=1")
+    alice.wait_phase(f"newcomer-{RUN}", "Succeeded", timeout=120)
+    assert len(jobs_of(alice, f"newcomer-{RUN}")) == 1
+    alice.delete("pod", f"newcomer-{RUN}", f"survivor-{RUN}", f"longer-{RUN}", "--grace-period=1")
+
+
+def test_refusal_that_may_pass_leaves_the_pod_pending(alice: Cluster) -> None:
+    alice.bed.root("scontrol", "update", "PartitionName=short", "State=INACTIVE")
+    try:
+        flags = {"slurm-job.hpk.io/flags": "--partition=short"}
+        alice.apply(pod(f"unlucky-{RUN}", "true", metadata={"annotations": flags}))
+        alice.wait(lambda: "SlurmRefused" in {event["reason"] for event in alice.events(f"unlucky-{RUN}")})
+        found = alice.get("pod", f"unlucky-{RUN}")
+        assert found["status"]["phase"] == "Pending"
+        assert "partition not available" in condition(found, "PodReadyToStartContainers")["message"]
+    finally:
+        alice.bed.root("scontrol", "update", "PartitionName=short", "State=UP")
+    alice.wait_phase(f"unlucky-{RUN}", "Succeeded", timeout=60)
+    alice.delete("pod", f"unlucky-{RUN}")
+
+
+def test_job_that_can_never_run_tells_why(alice: Cluster) -> None:
+    flags = {"slurm-job.hpk.io/flags": "--partition=short --time=2-0"}
+    alice.apply(pod(f"endless-{RUN}", "true", metadata={"annotations": flags}))
+    warned = alice.wait(lambda: [event for event in alice.events(f"endless-{RUN}") if event["reason"] == "SlurmQueued"])
+    assert (warned[0]["type"], "PartitionTimeLimit" in warned[0]["message"]) == ("Warning", True)
+    found = alice.get("pod", f"endless-{RUN}")
+    assert found["status"]["phase"] == "Pending"
+    assert "PartitionTimeLimit" in condition(found, "PodReadyToStartContainers")["message"]
+    alice.delete("pod", f"endless-{RUN}")
