@@ -50,7 +50,7 @@ async def run(args: argparse.Namespace) -> int:
     else:
         print("no control plane runs")
     if args.pods:
-        pods = await jobs.pods(slurm)
+        pods = await jobs.pods(slurm, where)
         for pod in pods:
             await slurm.cancel(pod.job_id)
         print(f"jobs of Pods ended: {len(pods)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 
 from hpk import errors, paths, procs
@@ -46,9 +47,10 @@ async def control_plane(slurm: commands.Slurm, where: paths.Paths, known: Collec
     return found[0] if found else None
 
 
-async def pods(slurm: commands.Slurm) -> list[commands.Job]:
-    """Return the live jobs of the user's Pods. Raises as control_plane()."""
-    return [job for job in (await slurm.jobs()).values() if not job.state.ended and job.pod_uid]
+async def pods(slurm: commands.Slurm, where: paths.Paths) -> list[commands.Job]:
+    """Return the live jobs of this state directory's Pods: they work in its folders. Raises as control_plane()."""
+    jobs = (await slurm.jobs()).values()
+    return [job for job in jobs if not job.state.ended and job.pod_uid and job.work_dir.startswith(os.path.join(where.pods, ""))]
 
 
 async def submit(script: str, flags: list[str], env: Mapping[str, str] | None = None) -> str:

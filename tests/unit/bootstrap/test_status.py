@@ -14,8 +14,8 @@ from hpk.bootstrap import down, jobs, lock, status, up
 from hpk.slurm import commands, states
 
 
-def job(job_id: str, word: str, comment: str, reason: str = "Priority") -> commands.Job:
-    return commands.Job(job_id, states.parse(word), word, reason, "", "", 0, 0, 0, "hpk", "/", comment)
+def job(job_id: str, word: str, comment: str, reason: str = "Priority", work_dir: str = "/") -> commands.Job:
+    return commands.Job(job_id, states.parse(word), word, reason, "", "", 0, 0, 0, "hpk", work_dir, comment)
 
 
 HOLDER = lock.Owner("c1", "boot", 7, "1", "site", "17", 0, "t")
@@ -104,14 +104,15 @@ class Squeue(commands.Slurm):
 async def test_the_control_plane_s_job_is_known_by_comment_or_id() -> None:
     slurm = Squeue(
         job("15", "COMPLETED", jobs.COMMENT),
-        job("16", "RUNNING", "hpk uid=abc"),
+        job("16", "RUNNING", "hpk uid=abc", work_dir=f"{HOME.pods}/default_a_abc"),
         job("17", "PENDING", jobs.COMMENT),
         job("18", "RUNNING", ""),
+        job("19", "RUNNING", "hpk uid=def", work_dir="/another/state/pods/default_b_def"),
     )
     found = await jobs.control_plane(slurm, HOME)
     assert found is not None
     assert found.job_id == "17"
-    assert [pod.job_id for pod in await jobs.pods(slurm)] == ["16"]
+    assert [pod.job_id for pod in await jobs.pods(slurm, HOME)] == ["16"]
     found = await jobs.control_plane(slurm, HOME, {"18"})
     assert found is not None
     assert found.job_id == "18"
