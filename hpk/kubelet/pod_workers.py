@@ -493,6 +493,8 @@ class PodWorker:
             self._wake.clear()
             if self.deleted:
                 await self._kit.statuses.sent(self.uid)
+                if self.pod["metadata"].get("deletionGracePeriodSeconds") == 0 and not self.gone:
+                    await self._doze(FIRST_PAUSE)  # the API server is doing it itself
                 if not self.gone and await self._delete():
                     return
             else:

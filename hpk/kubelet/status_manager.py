@@ -23,13 +23,15 @@ Object = dict[str, Any]
 
 #: Requests at the same time.
 SENDERS = 16
+#: Seconds that a change within a phase waits for the next one: a starting Pod has several in one moment.
+SETTLE_SECONDS = 0.3
 MAX_BACKOFF = 30.0
 
 
 class _Entry:
     """One Pod: what is wanted, and what the API server surely has."""
 
-    __slots__ = ("acked", "busy", "delay", "pod", "version", "waiters", "wanted")
+    __slots__ = ("acked", "busy", "delay", "pod", "urgent", "version", "waiters", "wanted")
 
     def __init__(self, pod: Object) -> None:
         self.pod = pod
@@ -37,6 +39,7 @@ class _Entry:
         self.acked: Object | None = None
         self.version = 0  # resourceVersion of the answer to our last patch
         self.busy = False
+        self.urgent = False  # it is in the queue; else a timer will put it there
         self.delay = 0.5
         self.waiters: list[asyncio.Future[None]] = []
 
@@ -59,8 +62,25 @@ class StatusManager:
         entry.pod = pod
         if not entry.busy and status.patch(wanted, entry.acked or pod.get("status") or {}) is None:
             return
+        known = entry.wanted or entry.acked
         entry.wanted = wanted
-        self._push(uid, entry)
+        if entry.busy and entry.urgent:
+            return
+        if known is not None and known["phase"] == wanted["phase"]:
+            if not entry.busy:
+                entry.busy = True
+                asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settled, uid, entry)
+        else:
+            self._hurry(uid, entry)
+
+    def _settled(self, uid: str, entry: _Entry) -> None:
+        if self._entries.get(uid) is entry and not entry.urgent:
+            self._hurry(uid, entry)
+
+    def _hurry(self, uid: str, entry: _Entry) -> None:
+        entry.busy = entry.urgent = True
+        self._queue.append(uid)
+        self._more.release()
 
     def observe(self, pod: Object) -> None:
         """The watch told of ``pod``: when somebody else changed what is ours, put it right (upstream: needsReconcile)."""
@@ -98,9 +118,7 @@ class StatusManager:
 
     def _push(self, uid: str, entry: _Entry) -> None:
         if not entry.busy:
-            entry.busy = True  # waiting counts: it is in the queue once
-            self._queue.append(uid)
-            self._more.release()
+            self._hurry(uid, entry)  # waiting counts as busy: it is in the queue once
 
     def _release(self, entry: _Entry) -> None:
         for waiter in entry.waiters:
@@ -133,7 +151,7 @@ class StatusManager:
             self._done(uid, entry)
 
     def _done(self, uid: str, entry: _Entry) -> None:
-        entry.busy = False
+        entry.busy = entry.urgent = False
         if entry.wanted is not None:  # something newer came meanwhile
             self._push(uid, entry)
         else:
@@ -141,8 +159,7 @@ class StatusManager:
 
     def _again(self, uid: str, entry: _Entry) -> None:
         if self._entries.get(uid) is entry:
-            entry.busy = False
-            self._push(uid, entry)
+            self._hurry(uid, entry)
 
     async def _patch(self, uid: str, entry: _Entry, wanted: Object) -> None:
         current = entry.acked or entry.pod.get("status") or {}
