@@ -39,7 +39,7 @@ def build(run: component.Run) -> component.Component:
     return component.Component(
         name="etcd",
         summary="etcd",
-        argv=component.in_container(run, "etcd", flags, writable=[run.etcd_dir], env={"GOGC": "50", "GOMEMLIMIT": "64MiB"}),
+        argv=component.in_container(run, "etcd", flags, writable=[run.etcd_dir], env={"GOGC": "50", "GOMEMLIMIT": "200MiB"}),
         ready=component.Check(
             f"{client}/readyz", run.pki("etcd-ca.crt"), run.pki("apiserver-etcd-client.crt"), run.pki("apiserver-etcd-client.key")
         ),

@@ -53,7 +53,7 @@ def build(run: component.Run) -> component.Component:
     return component.Component(
         name="kube-apiserver",
         summary="API server",
-        argv=component.in_container(run, "kube-apiserver", flags, env={"GOGC": "50", "GOMEMLIMIT": "300MiB"}),
+        argv=component.in_container(run, "kube-apiserver", flags, env={"GOGC": "50", "GOMEMLIMIT": "900MiB"}),
         links=("etcd",),
         ready=component.Check(f"{run.api_server}/readyz", run.pki("ca.crt"), run.pki("admin.crt"), run.pki("admin.key")),
         ready_timeout=120.0,

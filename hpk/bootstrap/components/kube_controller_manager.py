@@ -46,7 +46,7 @@ def build(run: component.Run) -> component.Component:
     return component.Component(
         name="kube-controller-manager",
         summary="controller manager",
-        argv=component.in_container(run, "kube-controller-manager", flags, env={"GOGC": "50", "GOMEMLIMIT": "120MiB"}),
+        argv=component.in_container(run, "kube-controller-manager", flags, env={"GOGC": "50", "GOMEMLIMIT": "300MiB"}),
         links=("kube-apiserver",),
         ready=component.Check(f"https://127.0.0.1:{run.ports['kcm']}/healthz", run.pki("ca.crt")),
         stop_timeout=5.0,
