@@ -117,6 +117,7 @@ class PodWorker:
         self._stop: stopping.Stopper | None = None
         self._job_end_seen = 0.0
         self._final_seen = 0.0
+        self._long_over = False
 
     # -- what is told to it: never blocks ------------------------------------------------------------------------------
 
@@ -203,11 +204,12 @@ class PodWorker:
             await self._settle_doubt()
         elif not self._has_job() and report is not None and report.get("jobID"):
             self.submission.job_id, self.submission.state = str(report["jobID"]), "submitted"
-        if self._has_job():
+        over = (self.pod.get("status") or {}).get("phase") in status.TERMINAL
+        self._long_over = over and outcome.final(self.report)
+        if self._has_job() and not self._long_over:
             self._track()
-        phase = (self.pod.get("status") or {}).get("phase")
-        if phase in status.TERMINAL:
-            if self._has_job() and not outcome.final(self.report):
+        if over:
+            if self._has_job() and not self._long_over:
                 await self._quiet_end()
             self.state = WorkerState.TERMINATED
 
@@ -504,6 +506,10 @@ class PodWorker:
         """Wait for the job's own end, so that nothing of it works in the folder; a job that lingers is cancelled."""
         if not self._has_job():
             return
+        if self._long_over:  # thousands of old Pods after a restart: one look at the queue for all of them
+            if all(job.state.ended for job in (await self._kit.first_look()).get(self.uid, [])):
+                return
+            self._track()
         begin = stopping.now()
         while self.job is None or not self.job.state.ended:
             self._wake.clear()

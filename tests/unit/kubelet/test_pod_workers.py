@@ -659,3 +659,15 @@ async def test_a_job_that_completed_without_any_report_succeeded(world: World) -
     await world.tell(job(JobState.COMPLETED), seconds=30)
     assert world.status["phase"] == "Succeeded"
     assert world.status["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
+
+
+@pytest.mark.parametrize("lingers", [False, True])
+@clock.virtual
+async def test_old_pods_are_not_followed_after_a_restart_unless_their_job_lingers(world: World, lingers: bool) -> None:
+    world.pod["status"] = {"phase": "Succeeded"}
+    files.write_json(world.dir.submission, {"uid": UID, "state": "submitted", "jobID": "7", "attempt": 1})
+    files.write_json(world.dir.status, report("Succeeded", ended(0), seq=5))
+    if lingers:
+        world.jobs[UID] = job(JobState.RUNNING)
+    await world.start(100)
+    assert world.did == (["track 7", "scancel 7", "scancel 7", "scancel 7"] if lingers else [])
