@@ -96,8 +96,10 @@ class Tokens:
         worker = self._workers.get(uid) if self._workers else None
         if worker is not None:
             return _secret(worker.dir.token)
+        if not uid or "/" in uid:
+            return None
         # not known yet (we have just started) or no more: its folder decides
-        for folder in glob.glob(os.path.join(glob.escape(self._where.pods), f"*_{glob.escape(uid)}")) if uid.strip() else ():
+        for folder in glob.glob(os.path.join(glob.escape(self._where.pods), f"*_{glob.escape(uid)}")):
             return _secret(paths.PodDir(folder).token)
         return None
 
