@@ -269,6 +269,8 @@ def build(pod: Object, facts: Facts, before: Mapping[str, Object]) -> Object:
     }
     if generation is not None:
         status["observedGeneration"] = generation
+    if debuggers := pod["spec"].get("ephemeralContainers"):
+        status["ephemeralContainerStatuses"] = [_refused_debugger(container) for container in debuggers]
     if facts.ended and facts.ended.never_ran:
         status |= {"containerStatuses": None, "initContainerStatuses": None}
     if host := report.get("hostIP"):
@@ -276,6 +278,21 @@ def build(pod: Object, facts: Facts, before: Mapping[str, Object]) -> Object:
     if address := report.get("podIP"):
         status |= {"podIP": address, "podIPs": [{"ip": address}]}
     return status
+
+
+def _refused_debugger(container: Object) -> Object:
+    """``kubectl debug`` waits for its container: this tells it that there will be none."""
+    message = "spec.ephemeralContainers: not supported; use kubectl exec, or kubectl debug --copy-to"
+    end = {"exitCode": 128, "reason": "StartError", "message": message, "startedAt": None, "finishedAt": None}
+    return {
+        "name": container["name"],
+        "state": {"terminated": end},
+        "lastState": {},
+        "ready": False,
+        "restartCount": 0,
+        "image": container.get("image") or "",
+        "imageID": "",
+    }
 
 
 def _condition(kind: str, value: Object, before: Object | None, now: str, generation: int | None) -> Object:

@@ -220,6 +220,13 @@ def test_patch_has_only_what_differs_and_leaves_conditions_of_others() -> None:
     assert (ready["reason"], ready["message"]) == (None, None)  # named, so that the merge takes them away
 
 
+def test_ephemeral_containers_are_refused_so_that_nobody_waits() -> None:
+    made = status.build(pod(ephemeralContainers=[{"name": "debugger", "image": "busybox"}]), facts(report=report(container(**RUNNING))), {})
+    assert made["phase"] == "Running"
+    (shown,) = made["ephemeralContainerStatuses"]
+    assert "spec.ephemeralContainers" in shown["state"]["terminated"]["message"]
+
+
 # -- how it ended ------------------------------------------------------------------------------------------------------
 
 
