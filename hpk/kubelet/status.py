@@ -282,7 +282,7 @@ def build(pod: Object, facts: Facts, before: Mapping[str, Object]) -> Object:
 
 def _refused_debugger(container: Object) -> Object:
     """``kubectl debug`` waits for its container: this tells it that there will be none."""
-    message = "spec.ephemeralContainers: not supported; use kubectl exec, or kubectl debug --copy-to"
+    message = "spec.ephemeralContainers: not supported; use kubectl debug --copy-to"
     end = {"exitCode": 128, "reason": "StartError", "message": message, "startedAt": None, "finishedAt": None}
     return {
         "name": container["name"],
