@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import http.client
 import json
@@ -12,7 +13,7 @@ import ssl
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import yaml
@@ -55,6 +56,7 @@ class API:
         self._pid = pid
         self._patience = patience
         self._connection: http.client.HTTPConnection | None = None
+        self._watching: http.client.HTTPConnection | None = None
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         with open(self._kubeconfig, encoding="utf-8") as file:
@@ -70,7 +72,11 @@ class API:
         assert server.port
         connection = http.client.HTTPSConnection(server.hostname, server.port, timeout=timeout)
         plain = connect_from(self._pid, (server.hostname, server.port), timeout)
-        connection.sock = context.wrap_socket(plain, server_hostname=server.hostname)
+        try:
+            connection.sock = context.wrap_socket(plain, server_hostname=server.hostname)
+        except BaseException:
+            plain.close()
+            raise
         return connection
 
     def call(self, method: str, path: str, body: Object | None = None) -> Object:
@@ -96,9 +102,10 @@ class API:
                 raise APIError(answer.status, text.decode(errors="replace")[:500])
             time.sleep(0.3)
 
-    def watch(self, path: str) -> Iterator[tuple[str, Object]]:
+    def watch(self, path: str) -> Generator[tuple[str, Object], None, None]:
         """The changes from now on, as long as one connection lasts. Raises OSError and HTTPException as it breaks."""
-        connection = self._connect(60)
+        connection = self._watching = self._connect(60)
+        answer = None
         try:
             connection.request("GET", f"{path}?watch=1&timeoutSeconds=50")
             answer = connection.getresponse()
@@ -106,7 +113,17 @@ class API:
                 event = json.loads(line)
                 yield event["type"], event["object"]
         finally:
+            self._watching = None
+            if answer is not None:
+                answer.close()
             connection.close()
+
+    def end_watch(self) -> None:
+        """Let watch(), in another thread, come to its end."""
+        watching = self._watching
+        if watching is not None and watching.sock is not None:
+            with contextlib.suppress(OSError):
+                watching.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         if self._connection is not None:

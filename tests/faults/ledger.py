@@ -63,6 +63,8 @@ class Ledger:
 
     def stop(self) -> None:
         self._end.set()
+        self._watch_api.end_watch()
+        self._watcher.join(90)
 
     def create(
         self,
@@ -189,8 +191,11 @@ class Ledger:
 
     def _watch(self) -> None:
         while not self._end.is_set():
-            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                for _, pod in self._watch_api.watch(PODS):
+            with (
+                contextlib.suppress(OSError, http.client.HTTPException, ValueError),
+                contextlib.closing(self._watch_api.watch(PODS)) as changes,
+            ):
+                for _, pod in changes:
                     if self._end.is_set():
                         return
                     entry = self.entries.get((pod.get("metadata") or {}).get("uid", ""))

@@ -79,6 +79,7 @@ exec /usr/bin/sbatch --parsable --job-name=hpk-faults --comment="hpk control-pla
                 commands.run(["losetup", "--detach", line.partition(":")[0]], check=False)
 
     def stop(self) -> None:
+        self.client.close()
         jobs = [job["id"] for job in self.queue()]
         if jobs:
             self.run("scancel", *jobs, check=False)
