@@ -26,6 +26,12 @@ def condition(found: dict, kind: str) -> dict:
     return next((item for item in found["status"]["conditions"] if item["type"] == kind), {})
 
 
+def told(cluster: Cluster, name: str, words: str) -> dict | None:
+    """The Pod, once the condition that tells of Slurm's queue has these words."""
+    found = cluster.get("pod", name)
+    return found if words in condition(found, "PodReadyToStartContainers").get("message", "") else None
+
+
 def kubelet(cluster: Cluster) -> tuple[str, str]:
     """Host and pid of the user's kubelet."""
     for host in cluster.bed.nodes:
@@ -188,9 +194,8 @@ def test_refusal_that_may_pass_leaves_the_pod_pending(alice: Cluster) -> None:
         flags = {"slurm-job.hpk.io/flags": "--partition=short"}
         alice.apply(pod(f"unlucky-{RUN}", "true", metadata={"annotations": flags}))
         alice.wait(lambda: "SlurmRefused" in {event["reason"] for event in alice.events(f"unlucky-{RUN}")})
-        found = alice.get("pod", f"unlucky-{RUN}")
+        found = alice.wait(lambda: told(alice, f"unlucky-{RUN}", "partition not available"))
         assert found["status"]["phase"] == "Pending"
-        assert "partition not available" in condition(found, "PodReadyToStartContainers")["message"]
     finally:
         alice.bed.root("scontrol", "update", "PartitionName=short", "State=UP")
     alice.wait_phase(f"unlucky-{RUN}", "Succeeded", timeout=60)
@@ -200,9 +205,8 @@ def test_refusal_that_may_pass_leaves_the_pod_pending(alice: Cluster) -> None:
 def test_job_that_can_never_run_tells_why(alice: Cluster) -> None:
     flags = {"slurm-job.hpk.io/flags": "--partition=short --time=2-0"}
     alice.apply(pod(f"endless-{RUN}", "true", metadata={"annotations": flags}))
-    warned = alice.wait(lambda: [event for event in alice.events(f"endless-{RUN}") if event["reason"] == "SlurmQueued"])
-    assert (warned[0]["type"], "PartitionTimeLimit" in warned[0]["message"]) == ("Warning", True)
-    found = alice.get("pod", f"endless-{RUN}")
+    found = alice.wait(lambda: told(alice, f"endless-{RUN}", "PartitionTimeLimit"))
     assert found["status"]["phase"] == "Pending"
-    assert "PartitionTimeLimit" in condition(found, "PodReadyToStartContainers")["message"]
+    warned = alice.wait(lambda: [event for event in alice.events(f"endless-{RUN}") if "PartitionTimeLimit" in event["message"]])
+    assert (warned[0]["type"], warned[0]["reason"]) == ("Warning", "SlurmQueued")
     alice.delete("pod", f"endless-{RUN}")
