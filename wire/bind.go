@@ -118,12 +118,7 @@ type receiver struct {
 
 func (r *receiver) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 	if r.own == nil {
-		total := r.bind.Bind.BatchSize()
-		store := make([]byte, max(0, total-len(bufs))<<16)
-		r.own = [][]byte{}
-		for ; len(store) > 0; store = store[1<<16:] {
-			r.own = append(r.own, store[:1<<16:1<<16])
-		}
+		r.own = spare(max(1, r.bind.Bind.BatchSize()-len(bufs)))
 		size := len(bufs) + len(r.own)
 		r.bufs, r.sizes, r.eps = make([][]byte, size), make([]int, size), make([]conn.Endpoint, size)
 	}

@@ -104,6 +104,7 @@ func harden() {
 	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 	// Slurm signals everything in a job that is to end. The containers still need the network then: the supervisor tells when it is over.
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
-	debug.SetGCPercent(50)
+	// The collector empties the pools of buffers, which are then to be cleared anew: the limit gives it room.
+	debug.SetGCPercent(100)
 	setMemoryLimit(0)
 }

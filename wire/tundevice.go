@@ -25,27 +25,55 @@ type tunDevice struct {
 	pending int // how many of our own are still to be handed over, beginning at next
 	next    int
 	errors  int
+	watch   watch
+}
+
+// watch tells when the reader of the device works on the same packets for stallTime. It costs the reader next to nothing: the timer
+// runs while there is traffic, and not otherwise.
+type watch struct {
+	reads   atomic.Uint64
 	busy    atomic.Bool // the reader works on what Read has returned
-	stall   *time.Timer
+	armed   atomic.Bool
+	timer   *time.Timer
+	seen    uint64 // reads at the timer's last turn
+	onStall func()
+}
+
+func (w *watch) begin() {
+	w.reads.Add(1)
+	w.busy.Store(true)
+	if !w.armed.Load() && w.armed.CompareAndSwap(false, true) {
+		w.timer.Reset(stallTime)
+	}
+}
+
+func (w *watch) end() { w.busy.Store(false) }
+
+func (w *watch) turn() {
+	reads := w.reads.Load()
+	if reads == w.seen {
+		if w.busy.Load() {
+			w.onStall()
+		} else {
+			w.armed.Store(false)
+			if !w.busy.Load() || !w.armed.CompareAndSwap(false, true) {
+				return // else the reader has just come back, and found the timer armed
+			}
+		}
+	}
+	w.seen = reads
+	w.timer.Reset(stallTime)
 }
 
 // newTunDevice calls onStall whenever what was read has been worked on for stallTime.
 func newTunDevice(inner tun.Device, mtu int, onStall func()) *tunDevice {
 	dev := &tunDevice{Device: inner, mtu: mtu}
-	dev.stall = time.AfterFunc(time.Hour, func() {
-		if dev.busy.Load() {
-			onStall()
-			dev.stall.Reset(stallTime)
-		}
-	})
+	dev.watch.onStall = onStall
+	dev.watch.timer = time.AfterFunc(time.Hour, dev.watch.turn)
+	dev.watch.timer.Stop()
 	total := conn.IdealBatchSize
 	dev.bufs, dev.sizes = make([][]byte, total), make([]int, total)
-	// Whole buffers, as a Pod's root may change the MTU of its device. Only what is written to takes memory.
-	store := make([]byte, (total-batchSize)<<16)
-	for range total - batchSize {
-		dev.own = append(dev.own, store[:1<<16:1<<16])
-		store = store[1<<16:]
-	}
+	dev.own = spare(total - batchSize) // whole ones, as a Pod's root may change the MTU of its device
 	return dev
 }
 
@@ -55,11 +83,9 @@ func (dev *tunDevice) BatchSize() int { return batchSize }
 
 // Read returns the segments of the next packet, at most len(bufs) of them.
 func (dev *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	dev.busy.Store(false)
-	dev.stall.Stop()
+	dev.watch.end()
 	n, err := dev.read(bufs, sizes, offset)
-	dev.busy.Store(true)
-	dev.stall.Reset(stallTime)
+	dev.watch.begin()
 	return n, err
 }
 
