@@ -26,6 +26,8 @@ RUNTIME_FAILED = 255
 #: First and longest pause between two looks whether the container's program was executed, in seconds. Only while it starts.
 FIRST_LOOK = 0.01
 LONGEST_LOOK = 0.1
+#: So often an empty environment counts as one that exec(2) has not put in place yet; then it is taken for empty.
+MAX_EMPTY_LOOKS = 5
 #: Upstream's exit code of a container that could not be started.
 START_ERROR = 128
 #: Largest termination message, in bytes (API: terminationMessagePath).
@@ -40,6 +42,7 @@ class Instance:
         self.pid = pid  # of the runtime, our child
         self.program: int | None = None  # process 1 of the container, once it executes the container's program
         self.environment: dict[str, str] = {}
+        self.empty_looks = 0
         self.log = log
         self.streams: dict[int, str] = {}
         self.stdin = -1
@@ -184,17 +187,18 @@ class Runtime:
             return
         program = processes.program(instance.pid)
         if program is not None:
-            self._has_started(instance, program)
-            return
+            # read now, since a program may write over it later; while exec is under way it is still empty
+            instance.environment = processes.environment(program)
+            instance.empty_looks += 1
+            if instance.environment or instance.empty_looks > MAX_EMPTY_LOOKS:
+                self._has_started(instance, program)
+                return
         instance.looks = min(instance.looks * 1.3, LONGEST_LOOK)
         self._loop.later(instance.looks, lambda: self._look(instance))
 
     def _has_started(self, instance: Instance, program: int | None) -> None:
         if instance.status is None:
             instance.program = program
-            if program is not None:
-                # read now: a program may write over it later
-                instance.environment = processes.environment(program)
             self._started(instance.name)
 
     # -- output and end ---------------------------------------------------------------------------------------------------
