@@ -18,7 +18,7 @@ DEMO = (
 BED = (
     *DEMO,
     *("slurmdbd", "mariadb-server", "docker-registry", "skopeo", "umoci", "mmdebstrap"),
-    *("iproute2", "nftables", "slirp4netns", "iputils-ping", "procps", "curl", "shellcheck"),
+    *("iproute2", "nftables", "slirp4netns", "iputils-ping", "tcpdump", "procps", "curl", "shellcheck"),
 )
 _POLICY = "/usr/sbin/policy-rc.d"
 
