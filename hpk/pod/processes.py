@@ -88,6 +88,15 @@ def environment(pid: int) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
 
 
+def has_arguments(pid: int) -> bool:
+    """Whether ``pid`` has its argument list yet, which exec(2) puts in place after the executable; a busy node may take its time."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return bool(file.read(1))
+    except OSError:
+        return True  # gone: no reason to look longer
+
+
 def fork_exec(
     argv: list[str],
     env: dict[str, str],

@@ -187,9 +187,9 @@ class Runtime:
             return
         program = processes.program(instance.pid)
         if program is not None:
-            # read now, since a program may write over it later; while exec is under way it is still empty
+            # read now, since a program may write over it later; while exec is under way it is still empty, and so are the arguments
             instance.environment = processes.environment(program)
-            instance.empty_looks += 1
+            instance.empty_looks += processes.has_arguments(program)
             if instance.environment or instance.empty_looks > MAX_EMPTY_LOOKS:
                 self._has_started(instance, program)
                 return
