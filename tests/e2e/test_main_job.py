@@ -308,9 +308,10 @@ def test_queued_pod_tells_slurms_reason(alice: Cluster) -> None:
     held = pod("held", "true", metadata={"annotations": {"slurm-job.hpk.io/flags": "--hold"}})
     alice.apply(held)
     alice.wait(lambda: any("JobHeldUser" in event["message"] for event in alice.events("held")))
+    # the status follows within a moment: changes in one phase are sent together
+    alice.wait(lambda: "JobHeldUser" in str(alice.get("pod", "held")["status"]["conditions"]))
     waiting = alice.get("pod", "held")
     assert waiting["status"]["phase"] == "Pending"
-    assert "JobHeldUser" in str(waiting["status"]["conditions"])
     assert waiting["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ContainerCreating"
     (job,) = [item for item in alice.queue() if item["name"] == "default/held"]
     alice.run("scontrol", "release", job["id"])
