@@ -126,7 +126,8 @@ Read-only file system"""
 def test_a_volume_beyond_its_limit_evicts(alice: Cluster, name: str, medium: str) -> None:
     volumes = [{"name": "big", "emptyDir": {"sizeLimit": "8Mi", "medium": medium}}, {"name": "free", "emptyDir": {}}]
     mounts = {"volumeMounts": [mount("big", "/big"), mount("free", "/free")]}
-    script = "head -c 20M /dev/zero > /free/x; head -c 4M /dev/zero > /big/x; sleep 14; head -c 8M /dev/zero > /big/y; sleep 1000"
+    fill = "dd if=/dev/zero bs=1048576 count"  # this busybox knows no 20M
+    script = f"{fill}=20 of=/free/x; {fill}=4 of=/big/x; sleep 14; {fill}=8 of=/big/y; sleep 1000"
     alice.apply(pod(name, "sh", "-c", script, volumes=volumes, container=mounts, restartPolicy="Always"))
     alice.wait_phase(name, "Running")
     time.sleep(12)
